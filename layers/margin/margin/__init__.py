@@ -1,0 +1,1 @@
+"""A margin engine for perpetual futures: rules in `domain`, use cases in `services`, stores in `clients`."""

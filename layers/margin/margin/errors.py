@@ -1,0 +1,241 @@
+"""Every error the engine answers with, one tree.
+
+::
+
+    MarginError
+    ├── InvalidRequestError      422  the request is malformed; names the field
+    ├── RefusedError             400  understood and refused by a rule
+    │   ├── InsufficientMarginError
+    │   ├── OutsidePriceBandError
+    │   ├── NoMarkPriceError
+    │   ├── StaleMarkPriceError
+    │   ├── InLiquidationError
+    │   ├── InsufficientWithdrawableError
+    │   ├── LimitExceededError
+    │   ├── NotActiveError
+    │   └── CursorInvalidError
+    ├── NotFoundError            404
+    │   ├── UnknownAccountError
+    │   ├── UnknownSymbolError
+    │   └── SnapshotExpiredError
+    ├── ConflictError            409
+    │   ├── IdempotencyKeyReusedError
+    │   ├── ContentionError
+    │   └── HistoryForkError
+    └── UnavailableError         503  with Retry-After
+        ├── StateNotLoadedError
+        ├── RedisUnavailableError
+        ├── PostgresUnavailableError
+        └── OutcomeUnknownError
+
+``code`` is what a program branches on and an operator looks up, ``status`` the HTTP status, ``retryable`` whether the same
+request may succeed later unchanged. The module stands at the centre: domain, services and clients may all import it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MarginError(Exception):
+    """Base of all errors of the engine.
+
+    Parameters
+    ----------
+    detail : str
+        One sentence: what was wrong and what would be right. Shown to the caller, so it never echoes raw input.
+    """
+
+    code: ClassVar[str] = "INTERNAL"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "The engine failed"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class InvalidRequestError(MarginError):
+    """A field of the request does not have the form that the API documents."""
+
+    code = "INVALID_REQUEST"
+    status = 422
+    title = "The request is malformed"
+
+    def __init__(self, detail: str, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.field = field
+
+
+class RefusedError(MarginError):
+    """A rule of the engine refuses a well-formed request."""
+
+    code = "REFUSED"
+    status = 400
+    title = "The request was refused"
+
+
+class InsufficientMarginError(RefusedError):
+    """Equity after the trade would not cover the initial margin."""
+
+    code = "INSUFFICIENT_MARGIN"
+    title = "Insufficient margin"
+
+
+class OutsidePriceBandError(RefusedError):
+    """The trade's price is too far from the mark price."""
+
+    code = "OUTSIDE_PRICE_BAND"
+    title = "Price outside the band"
+
+
+class NoMarkPriceError(RefusedError):
+    """A symbol that must be valued has no mark price."""
+
+    code = "NO_MARK_PRICE"
+    title = "No mark price"
+
+
+class StaleMarkPriceError(RefusedError):
+    """A mark price is older than its instrument allows, and the request would add risk or take money out."""
+
+    code = "STALE_MARK_PRICE"
+    title = "Stale mark price"
+
+
+class InLiquidationError(RefusedError):
+    """The account has positions and no equity: only the engine acts on it until it is closed or funded."""
+
+    code = "IN_LIQUIDATION"
+    title = "The account is in liquidation"
+
+
+class InsufficientWithdrawableError(RefusedError):
+    """More was asked for than may leave the account."""
+
+    code = "INSUFFICIENT_WITHDRAWABLE"
+    title = "Insufficient withdrawable balance"
+
+
+class LimitExceededError(RefusedError):
+    """A documented limit would be exceeded."""
+
+    code = "LIMIT_EXCEEDED"
+    title = "Limit exceeded"
+
+
+class NotActiveError(RefusedError):
+    """A pause switch (engine, symbol or account) forbids the request now."""
+
+    code = "NOT_ACTIVE"
+    title = "Not active"
+
+
+class CursorInvalidError(RefusedError):
+    """A cursor was not made by this endpoint."""
+
+    code = "CURSOR_INVALID"
+    title = "The cursor is not valid"
+
+
+class NotFoundError(MarginError):
+    """What the request names does not exist."""
+
+    code = "NOT_FOUND"
+    status = 404
+    title = "Not found"
+
+
+class UnknownAccountError(NotFoundError):
+    """No deposit ever opened this account."""
+
+    code = "UNKNOWN_ACCOUNT"
+    title = "Unknown account"
+
+    def __init__(self, account_id: int) -> None:
+        super().__init__(f"Account {account_id} does not exist; the first deposit opens it.")
+
+
+class UnknownSymbolError(NotFoundError):
+    """The symbol is not known to the engine."""
+
+    code = "UNKNOWN_SYMBOL"
+    title = "Unknown symbol"
+
+
+class SnapshotExpiredError(NotFoundError):
+    """The report that a cursor points into is kept no longer."""
+
+    code = "SNAPSHOT_EXPIRED"
+    title = "The snapshot has expired"
+
+
+class ConflictError(MarginError):
+    """The request collides with another."""
+
+    code = "CONFLICT"
+    status = 409
+    title = "Conflict"
+
+
+class IdempotencyKeyReusedError(ConflictError):
+    """An idempotency key came back with another request."""
+
+    code = "IDEMPOTENCY_KEY_REUSED"
+    title = "Idempotency key reused"
+
+
+class ContentionError(ConflictError):
+    """Others kept changing the account while this request was being decided."""
+
+    code = "CONTENTION"
+    title = "Contention not resolved"
+    retryable = True
+
+
+class HistoryForkError(ConflictError):
+    """History holds another event in this place: the request was undone and nothing of it remains."""
+
+    code = "HISTORY_FORK"
+    title = "Undone, retry"
+    retryable = True
+
+
+class UnavailableError(MarginError):
+    """A store cannot be used now."""
+
+    code = "UNAVAILABLE"
+    status = 503
+    title = "Temporarily unavailable"
+    retryable = True
+    retry_after_s: ClassVar[int] = 1
+
+
+class StateNotLoadedError(UnavailableError):
+    """Redis does not hold the whole state of a partition: it was emptied, restarted or failed over."""
+
+    code = "STATE_NOT_LOADED"
+    title = "State is not loaded"
+    retry_after_s = 2
+
+
+class RedisUnavailableError(UnavailableError):
+    """Redis did not answer in time or refused the connection."""
+
+    code = "REDIS_UNAVAILABLE"
+    title = "Redis is unavailable"
+
+
+class PostgresUnavailableError(UnavailableError):
+    """PostgreSQL did not answer in time or refused the connection."""
+
+    code = "POSTGRES_UNAVAILABLE"
+    title = "PostgreSQL is unavailable"
+
+
+class OutcomeUnknownError(UnavailableError):
+    """The reply of a commit was lost and could not be asked for: it may or may not have been executed."""
+
+    code = "OUTCOME_UNKNOWN"
+    title = "Outcome unknown"
