@@ -1,0 +1,1 @@
+"""Runs the engine on one machine: embedded stores, an HTTP server, the schedules, and a demo."""

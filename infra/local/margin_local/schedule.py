@@ -1,0 +1,59 @@
+"""What runs beside the server: the scheduled functions on a timer, and the watch over the stores."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import journal_drain_handler
+import liquidation_scan_handler
+from margin import time_budget
+from margin.errors import MarginError, UnavailableError
+from margin.observability import flush_metrics, logger
+from margin.runtime import Engine
+
+from margin_local.servers import EmbeddedServerError
+from margin_local.stores import LocalStores
+
+FUNCTION_TIMEOUT_S = 30.0
+SCHEDULED: Mapping[str, tuple[float, Callable[[dict[str, Any]], Awaitable[object]]]] = {
+    "liquidation_scan": (10.0, liquidation_scan_handler.scan),
+    "journal_drain": (5.0, journal_drain_handler.drain),
+}
+WATCH_EVERY_S = 0.5
+
+
+async def run_scheduled(name: str, every_s: float, function: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
+    """Call a scheduled function for ever, as its schedule would; an error is logged and the next call comes all the same."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            async with asyncio.timeout(FUNCTION_TIMEOUT_S):
+                time_budget.start(FUNCTION_TIMEOUT_S)
+                await function({})
+        except (MarginError, TimeoutError) as error:
+            logger.warning("scheduled_function_failed", function=name, reason=str(error))
+        except Exception:
+            logger.exception("scheduled_function_failed", function=name)
+        finally:
+            flush_metrics()
+
+
+async def watch(stores: LocalStores, engine: Engine) -> None:
+    """Start dead servers again, and open the state again when Redis is not the one that it was loaded into."""
+    healthy = True
+    while True:
+        await asyncio.sleep(WATCH_EVERY_S)
+        try:
+            # A server starts in well under a second and must be the main thread's child, so the loop waits for it.
+            for name in stores.restart_dead():
+                logger.warning("store_restarted", store=name)
+            await engine.opening.open()
+            healthy = True
+        except (UnavailableError, EmbeddedServerError) as error:
+            if healthy:
+                logger.warning("stores_unavailable", reason=str(error))
+            healthy = False
+        except Exception:
+            logger.exception("watch_failed")

@@ -1,0 +1,1 @@
+"""Adapters to the stores: Redis (or Valkey) and PostgreSQL."""

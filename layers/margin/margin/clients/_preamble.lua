@@ -1,0 +1,95 @@
+-- Stands before every script. KEYS[1] is the partition's marker: it fixes the slot, and the other keys are derived under its tag.
+-- No script does arithmetic on money: amounts pass through as text, and only trigger scores and mark prices are compared, as doubles.
+local prefix = string.sub(KEYS[1], 1, -7)
+
+local function key(name)
+  return prefix .. name
+end
+
+-- What is wrong with the partition's state, or nil. `epoch` is "" where the caller has not seen one yet.
+local function not_loaded(partitions, epoch)
+  local marker = redis.call('HMGET', KEYS[1], 'epoch', 'partitions')
+  if not marker[1] then
+    return 'the marker is missing'
+  end
+  if marker[2] ~= partitions then
+    return 'the state was loaded for PARTITIONS=' .. tostring(marker[2])
+  end
+  if epoch ~= '' and marker[1] ~= epoch then
+    return 'the state was loaded anew meanwhile'
+  end
+  return nil
+end
+
+local function text(value)
+  return value or ''
+end
+
+-- Whether a mark in force crosses a trigger. Scores are rounded towards "check sooner", so comparing doubles never misses.
+local function crosses(mark, side, score)
+  if not mark then
+    return false
+  end
+  if side == 'floor' then
+    return tonumber(mark) <= score
+  end
+  return tonumber(mark) >= score
+end
+
+local function score_of(written)
+  if written == 'inf' then
+    return math.huge
+  end
+  if written == '-inf' then
+    return -math.huge
+  end
+  return tonumber(written)
+end
+
+-- Puts the account's triggers in place, writes only what differs, and says whether one is crossed by the mark in force.
+-- triggers: list of {symbol, side, score as text}.
+local function set_triggers(account_id, triggers)
+  local crossed = false
+  for _, trigger in ipairs(triggers) do
+    local symbol, side, score = trigger[1], trigger[2], trigger[3]
+    local own = key('triggers:' .. symbol .. ':' .. side)
+    local other = key('triggers:' .. symbol .. ':' .. (side == 'floor' and 'ceiling' or 'floor'))
+    local present = redis.call('ZSCORE', own, account_id)
+    if not present or tonumber(present) ~= score_of(score) then
+      redis.call('ZADD', own, score, account_id)
+    end
+    redis.call('ZREM', other, account_id)
+    if crosses(redis.call('HGET', key('mark_prices'), symbol), side, score_of(score)) then
+      crossed = true
+    end
+  end
+  return crossed
+end
+
+local function drop_triggers(account_id, symbol)
+  redis.call('ZREM', key('triggers:' .. symbol .. ':floor'), account_id)
+  redis.call('ZREM', key('triggers:' .. symbol .. ':ceiling'), account_id)
+end
+
+local function write_position(account_id, position)
+  local symbol = position[1]
+  local name = key('position:' .. account_id .. ':' .. symbol)
+  if position[2] == '' then
+    redis.call('DEL', name)
+    redis.call('SREM', key('positions:' .. account_id), symbol)
+    drop_triggers(account_id, symbol)
+  else
+    redis.call('HSET', name, 'quantity', position[2], 'entry_price', position[3], 'entry_cost', position[4])
+    redis.call('SADD', key('positions:' .. account_id), symbol)
+  end
+end
+
+local function now_us()
+  local time = redis.call('TIME')
+  return string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]))
+end
+
+-- Pending events are "id body"; the id is all that a script needs of most of them.
+local function event_id_of(entry)
+  return string.match(entry, '^(%d+) ')
+end

@@ -1,0 +1,195 @@
+"""Connections to Redis: timeouts, errors, scripts, and the check that a connection leads to a server whose state is whole.
+
+The driver retries nothing. A reply that was lost must be asked for, never provoked by a second execution, and only the code that knows
+what a script does can know that (see `margin.services.journal`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from margin.clients import keys
+from margin.errors import RedisUnavailableError, StateNotLoadedError
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+    from margin.config import Settings
+
+_SCRIPTS = Path(__file__).parent
+_NOT_LOADED = "Redis does not hold the whole state: {reason}. The engine answers again when the state was rebuilt from history."
+
+
+class ForeignServerError(exceptions.RedisError):
+    """A new connection led to a server whose marker was not written for it."""
+
+
+class Script:
+    """One Lua script with the preamble in front, called by its digest and loaded when the server does not know it."""
+
+    def __init__(self, name: str) -> None:
+        preamble = (_SCRIPTS / "_preamble.lua").read_text(encoding="utf-8")
+        self.name = name
+        self.source = f"{preamble}\n{(_SCRIPTS / f'{name}.lua').read_text(encoding='utf-8')}"
+        self.digest = ""
+
+    async def run(self, redis: Redis, marker: str, *arguments: str | int) -> Any:
+        """Execute the script on the partition of ``marker``.
+
+        Only NOSCRIPT leads to a second call: that answer says that nothing was executed.
+        """
+        if not self.digest:
+            self.digest = str(await redis.script_load(self.source))
+        try:
+            return await redis.evalsha(self.digest, 1, marker, *arguments)
+        except exceptions.NoScriptError:
+            return await redis.eval(self.source, 1, marker, *arguments)
+
+
+@contextlib.asynccontextmanager
+async def redis_errors() -> AsyncIterator[None]:
+    """Translate the driver's errors.
+
+    Raises
+    ------
+    StateNotLoadedError
+        The server is not the one that the state was loaded into.
+    RedisUnavailableError
+        Down, frozen, loading, out of memory, or not answering in time.
+    """
+    try:
+        yield
+    except ForeignServerError as error:
+        raise StateNotLoadedError(_NOT_LOADED.format(reason=error)) from error
+    except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
+        message = "Redis did not answer in time or refused the connection."
+        raise RedisUnavailableError(message) from error
+    except (exceptions.OutOfMemoryError, exceptions.ReadOnlyError, exceptions.AuthenticationError) as error:
+        message = "Redis refuses to work: out of memory, read-only, or wrong credentials."
+        raise RedisUnavailableError(message) from error
+
+
+class BaseRedisClient:
+    """What all Redis clients share.
+
+    Parameters
+    ----------
+    redis : Redis
+        A connection pool made by `make_redis`; several clients share one.
+    partitions : int
+        How many partitions there are.
+    """
+
+    def __init__(self, redis: Redis, partitions: int) -> None:
+        # The driver types its answers for bytes and text, clusters and pipelines alike; here they are always text.
+        self.redis: Any = redis
+        self.partitions = partitions
+
+    async def run(self, script: Script, partition: int, *arguments: str | int) -> Any:
+        """Execute a script that answers a list with its outcome first.
+
+        Raises
+        ------
+        StateNotLoadedError
+            The partition's marker is missing or names another epoch or number of partitions.
+        RedisUnavailableError
+            No answer in time; a script that writes may have run.
+        """
+        async with redis_errors():
+            reply = await script.run(self.redis, keys.marker(partition, self.partitions), *arguments)
+        if reply[0] == "NOT_LOADED":
+            raise StateNotLoadedError(_NOT_LOADED.format(reason=reply[1]))
+        return reply
+
+    async def ask(self, script: Script, partition: int, *arguments: str | int) -> Any:
+        """Execute a script that only reads; once more on a new connection when a kept one turns out to be dead.
+
+        Connections die unseen while an execution environment is frozen, and all that were kept are as old.
+        """
+        try:
+            return await self.run(script, partition, *arguments)
+        except RedisUnavailableError as error:
+            if not isinstance(error.__cause__, exceptions.ConnectionError):
+                raise
+        await self.redis.connection_pool.disconnect(inuse_connections=False)
+        return await self.run(script, partition, *arguments)
+
+    def key(self, partition: int, name: str) -> str:
+        """Name of a key in a partition."""
+        return f"{keys.prefix(partition, self.partitions)}{name}"
+
+
+def make_redis(settings: Settings, *, check_marker: bool = True) -> Redis:
+    """Make a pool of connections, opened when first needed, on the event loop that needs them.
+
+    Parameters
+    ----------
+    settings : Settings
+        Where Redis is, how long a call may take, how many partitions there are.
+    check_marker : bool
+        Whether a new connection must lead to a server that every partition's marker names. Only the code that opens partitions
+        goes without.
+    """
+
+    async def on_connect(connection: AbstractConnection) -> None:
+        await connection.on_connect()
+        await _check_markers(connection, settings.partitions)
+
+    pool = BlockingConnectionPool(
+        host=settings.redis_host,
+        port=settings.redis_port,
+        db=settings.redis_db,
+        password=settings.redis_password or None,
+        max_connections=settings.redis_connections_max,
+        timeout=settings.redis_timeout_s,
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_timeout_s,
+        socket_keepalive=True,
+        health_check_interval=0,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        decode_responses=True,
+        protocol=2,
+        lib_name=None,
+        lib_version=None,
+        redis_connect_func=on_connect if check_marker else None,
+    )
+    return Redis.from_pool(pool)
+
+
+async def _check_markers(connection: AbstractConnection, partitions: int) -> None:
+    """Compare the server's run_id with every marker: a restart or a fail-over shows here, before anything is read or written.
+
+    Raises
+    ------
+    ForeignServerError
+    """
+    await connection.send_command("INFO", "server")
+    for partition in range(partitions):
+        await connection.send_command("HGET", keys.marker(partition, partitions), "run_id")
+    run_id = server_run_id(await connection.read_response())
+    recorded = [await connection.read_response() for _ in range(partitions)]
+    if None in recorded:
+        message = "the marker is missing"
+        raise ForeignServerError(message)
+    if any(marker_run_id != run_id for marker_run_id in recorded):
+        message = "the server was restarted or replaced"
+        raise ForeignServerError(message)
+
+
+def server_run_id(info: str | bytes) -> str:
+    """The run_id in the text that ``INFO server`` answers."""
+    text = info.decode() if isinstance(info, bytes) else info
+    for line in text.splitlines():
+        if line.startswith("run_id:"):
+            return line.removeprefix("run_id:").strip()
+    message = "INFO server names no run_id"
+    raise ForeignServerError(message)

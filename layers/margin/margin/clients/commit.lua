@@ -1,0 +1,52 @@
+-- Step 3 of the write path: one event of one account, all or nothing.
+-- ARGV: partitions, the commit as JSON (texts only; lists where order or emptiness matters)
+local commit = cjson.decode(ARGV[2])
+local problem = not_loaded(ARGV[1], commit.epoch)
+if problem then
+  return {'NOT_LOADED', problem}
+end
+local account_id = commit.account_id
+
+-- The same request again, by a retry or because the first reply was lost: answer what it did, never do it twice.
+local record_key = key('idempotency:' .. account_id .. ':' .. commit.key)
+local record = redis.call('GET', record_key)
+if record then
+  return {'REPLAY', record, redis.call('LRANGE', key('pending:' .. account_id), 0, 199)}
+end
+
+if text(redis.call('HGET', key('versions'), account_id)) ~= commit.expected_version then
+  return {'CONFLICT', 'account'}
+end
+for _, used in ipairs(commit.instruments) do
+  local instrument = redis.call('HGET', key('instruments'), used[1])
+  local version = instrument and tostring(cjson.decode(instrument).version) or '0'
+  if version ~= used[2] then
+    return {'CONFLICT', 'instrument'}
+  end
+end
+for _, used in ipairs(commit.controls) do
+  if text(redis.call('HGET', key('controls'), used[1])) ~= used[2] then
+    return {'CONFLICT', 'control'}
+  end
+end
+for _, used in ipairs(commit.marks) do
+  if redis.call('HGET', key('mark_prices'), used[1]) ~= used[2] then
+    return {'CONFLICT', 'mark'}
+  end
+end
+
+-- Whole numbers below 2^53 are exact in a double; opening refuses an epoch that could pass it.
+local event_id = string.format('%.0f', tonumber(commit.epoch) * 4294967296 + redis.call('INCR', key('event_seq')))
+
+redis.call('HSET', key('balances'), account_id, commit.balance)
+redis.call('HSET', key('versions'), account_id, commit.n .. ':' .. event_id)
+redis.call('HSET', key('chain_hashes'), account_id, commit.event_hash)
+for _, position in ipairs(commit.positions) do
+  write_position(account_id, position)
+end
+local crossed = set_triggers(account_id, commit.triggers)
+redis.call('SET', record_key, event_id .. '\n' .. commit.request_hash .. '\n' .. commit.result, 'PX', commit.key_ttl_ms)
+redis.call('RPUSH', key('pending:' .. account_id), event_id .. ' ' .. commit.body)
+redis.call('ZADD', key('pending'), 'NX', commit.at_us, account_id)
+
+return {'OK', event_id, crossed and 1 or 0, redis.call('LRANGE', key('pending:' .. account_id), 0, 199)}

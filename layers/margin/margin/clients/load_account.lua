@@ -1,0 +1,30 @@
+-- Replaces one account by what history holds. Events that history refused go with their idempotency keys: nobody was told that they happened.
+-- ARGV: the account as JSON
+local load = cjson.decode(ARGV[1])
+local account_id = load.account_id
+if text(redis.call('HGET', key('versions'), account_id)) ~= load.expected_version then
+  return {'CONFLICT', 'account'}
+end
+
+local list = key('pending:' .. account_id)
+for _, entry in ipairs(redis.call('LRANGE', list, 0, -1)) do
+  local body = string.match(entry, '^%d+ (.*)$')
+  redis.call('DEL', key('idempotency:' .. account_id .. ':' .. cjson.decode(body).key))
+end
+redis.call('DEL', list)
+redis.call('ZREM', key('pending'), account_id)
+
+for _, symbol in ipairs(redis.call('SMEMBERS', key('positions:' .. account_id))) do
+  write_position(account_id, {symbol, ''})
+end
+for _, position in ipairs(load.positions) do
+  write_position(account_id, position)
+end
+redis.call('HSET', key('balances'), account_id, load.balance)
+redis.call('HSET', key('versions'), account_id, load.version)
+redis.call('HSET', key('chain_hashes'), account_id, load.chain_hash)
+set_triggers(account_id, load.triggers)
+for _, record in ipairs(load.keys) do
+  redis.call('SET', key('idempotency:' .. account_id .. ':' .. record[1]), record[2], 'PX', record[3])
+end
+return {'OK'}

@@ -1,0 +1,330 @@
+"""History in PostgreSQL: the chain of events of each account and what is derived from it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from margin.clients.postgres_pool import Lease, PostgresPool, Row
+from margin.config import Settings
+from margin.domain.account import Account
+from margin.domain.event import StoredEvent, canonical, digest, version_of
+from margin.domain.position import Position
+from margin.errors import PostgresUnavailableError
+from margin.ports import Appended, HistoryAccount, HistoryKey, LiquidationQuery, TradeQuery
+
+_APPEND = (Path(__file__).parent / "append_events.sql").read_text(encoding="utf-8")
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MICROSECOND = datetime.timedelta(microseconds=1)
+_OPENING_LOCK = 7_305_461_209
+"""Advisory lock of the one that opens partitions; any constant does."""
+
+_SECOND_LOOK = """
+    select wanted.account_id, wanted.n,
+        same_place.event_id as present_id, same_key.event_id as key_id,
+        accounts.n as head_n, accounts.event_id as head_id
+    from unnest(%(account_ids)s::bigint[], %(ns)s::bigint[], %(keys)s::text[]) as wanted (account_id, n, key)
+    left join events as same_place on (same_place.account_id, same_place.n) = (wanted.account_id, wanted.n)
+    left join events as same_key on (same_key.account_id, same_key.key) = (wanted.account_id, wanted.key)
+    left join accounts on accounts.account_id = wanted.account_id
+"""
+_LOOKS_MAX = 8
+"""How often to look again when others store events of the same account at the same time."""
+
+_TRADES = """
+    select id, account_id, symbol, side, quantity, price, notional, realised_pnl, fee, occurred_at
+    from trades
+    where account_id = %(account_id)s
+        and (%(symbol)s::text is null or symbol = %(symbol)s)
+        and (%(since)s::timestamptz is null or occurred_at >= %(since)s)
+        and (%(until)s::timestamptz is null or occurred_at < %(until)s)
+        and (%(before_id)s::bigint is null or id < %(before_id)s)
+    order by id desc
+    limit %(limit)s
+"""
+_LIQUIDATIONS = """
+    select id, account_id, equity, maintenance_margin, reason, positions, shortfall, occurred_at
+    from liquidations
+    where (%(account_id)s::bigint is null or account_id = %(account_id)s)
+        and (%(before_at)s::timestamptz is null or (occurred_at, id) < (%(before_at)s, %(before_id)s::bigint))
+    order by occurred_at desc, id desc
+    limit %(limit)s
+"""
+_ACCOUNTS = """
+    select account_id, n, event_id, chain_hash, balance, positions
+    from accounts
+    where account_id > %(after)s
+    order by account_id
+    limit %(limit)s
+"""
+_ACCOUNT = """
+    select account_id, n, event_id, chain_hash, balance, positions
+    from accounts
+    where account_id = %(account_id)s
+"""
+_LIVE_KEYS = """
+    select account_id, key, event_id, request_hash, body -> 'result' as result,
+        extract(epoch from occurred_at + make_interval(secs => %(ttl_s)s) - now())::float8 as ttl_s
+    from events
+    where account_id = any(%(account_ids)s::bigint[])
+        and occurred_at > now() - make_interval(secs => %(ttl_s)s)
+"""
+
+
+class PostgresClient:
+    """Implements `margin.ports.History`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._pool = PostgresPool(settings)
+        self._idempotency_ttl_s = settings.idempotency_ttl_s
+
+    async def close(self) -> None:
+        """Close the kept connections."""
+        await self._pool.close()
+
+    @contextlib.asynccontextmanager
+    async def reserve(self) -> AsyncIterator[PostgresWriter]:
+        """Take a connection, to be sure of it before anything is written elsewhere.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        async with self._pool.lease() as lease:
+            yield PostgresWriter(lease)
+
+    async def account_exists(self, account_id: int) -> bool:
+        """Whether any event of the account is in history."""
+        return bool(await self._pool.query("select 1 as found from accounts where account_id = %s", [account_id]))
+
+    async def trades(self, query: TradeQuery) -> list[dict[str, Any]]:
+        """Trades of one account, newest first."""
+        rows = await self._pool.query(
+            _TRADES,
+            {
+                "account_id": query.account_id,
+                "symbol": query.symbol,
+                "since": _moment(query.since_us),
+                "until": _moment(query.until_us),
+                "before_id": query.before_id,
+                "limit": query.limit,
+            },
+        )
+        return [_with_timestamp(row) for row in rows]
+
+    async def liquidations(self, query: LiquidationQuery) -> list[dict[str, Any]]:
+        """Liquidations, newest first."""
+        before_us, before_id = query.before if query.before is not None else (None, None)
+        rows = await self._pool.query(
+            _LIQUIDATIONS,
+            {
+                "account_id": query.account_id,
+                "before_at": _moment(before_us),
+                "before_id": before_id,
+                "limit": query.limit,
+            },
+        )
+        return [_with_timestamp(row) for row in rows]
+
+    async def account(self, account_id: int) -> tuple[HistoryAccount, list[HistoryKey]] | None:
+        """State after the last event of one account, with the idempotency keys that are still live."""
+        rows = await self._pool.query(_ACCOUNT, {"account_id": account_id})
+        return next(iter(await self._with_keys(rows)), None)
+
+    async def accounts(self, after_account_id: int, limit: int) -> list[tuple[HistoryAccount, list[HistoryKey]]]:
+        """The same for many accounts, in order of their ids."""
+        rows = await self._pool.query(_ACCOUNTS, {"after": after_account_id, "limit": limit})
+        return await self._with_keys(rows)
+
+    async def next_epoch(self) -> int:
+        """Take a new epoch."""
+        rows = await self._pool.query("select nextval('epochs') as epoch")
+        return int(rows[0]["epoch"])
+
+    @contextlib.asynccontextmanager
+    async def opening_lock(self) -> AsyncIterator[bool]:
+        """Hold the right to open partitions for as long as the context lasts; False when another holds it."""
+        async with self._pool.lease() as lease:
+            rows = await lease.fetch("select pg_try_advisory_lock(%s) as taken", [_OPENING_LOCK])
+            taken = bool(rows[0]["taken"])
+            try:
+                yield taken
+            finally:
+                # The lock is the session's: it goes with the connection, whatever state that is in.
+                lease.discard()
+
+    async def ledger_sums(self) -> dict[str, Decimal]:
+        """Sum of each ledger account over all accounts; together they are zero."""
+        rows = await self._pool.query(
+            "select ledger_account, sum(amount) as amount from ledger_lines group by ledger_account"
+        )
+        return {row["ledger_account"]: row["amount"] for row in rows}
+
+    async def check(self) -> None:
+        """Raise when PostgreSQL cannot be used or has no schema.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        try:
+            await self._pool.query("select last_value from epochs")
+        except psycopg.errors.UndefinedTable as error:
+            message = "PostgreSQL has no schema of the engine; run the migrations."
+            raise PostgresUnavailableError(message) from error
+
+    async def _with_keys(self, rows: Sequence[Row]) -> list[tuple[HistoryAccount, list[HistoryKey]]]:
+        account_ids = [row["account_id"] for row in rows]
+        if not account_ids:
+            return []
+        live: dict[int, list[HistoryKey]] = defaultdict(list)
+        parameters = {"account_ids": account_ids, "ttl_s": self._idempotency_ttl_s}
+        for row in await self._pool.query(_LIVE_KEYS, parameters):
+            live[row["account_id"]].append(
+                HistoryKey(row["key"], row["event_id"], row["request_hash"], canonical(row["result"]), row["ttl_s"])
+            )
+        return [(_history_account(row), live[row["account_id"]]) for row in rows]
+
+
+class PostgresWriter:
+    """Implements `margin.ports.HistoryWriter` on one reserved connection."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+
+    async def append(self, events: Sequence[StoredEvent]) -> dict[int, Appended]:
+        """Store events of any accounts; those of one account must be in order and without a hole.
+
+        One round trip when all are new. What the statement left alone is looked at a second time: stored already by another (the
+        rest is then stored), or a fork, or behind a gap.
+
+        Raises
+        ------
+        PostgresUnavailableError
+            Whether the events were stored is not known; appending them again finds out.
+        """
+        links: dict[int, list[_Link]] = defaultdict(list)
+        for event in events:
+            link = _Link.of(event)
+            links[link.account_id].append(link)
+        taken = await self._insert([link for chain in links.values() for link in chain])
+        return {
+            account_id: Appended(tuple(link.event.event_id for link in chain))
+            if account_id in taken
+            else await self._second_look(chain)
+            for account_id, chain in links.items()
+        }
+
+    async def _insert(self, links: Sequence[_Link]) -> set[int]:
+        """Accounts whose events were stored by this very statement; none when one of the keys is in history already."""
+        parameters = {
+            "event_ids": [link.event.event_id for link in links],
+            "hashes": [digest(link.event.body) for link in links],
+            "bodies": [link.event.body for link in links],
+        }
+        try:
+            rows = await self._lease.fetch(_APPEND, parameters)
+        except psycopg.errors.UniqueViolation:
+            return set()
+        return {row["account_id"] for row in rows}
+
+    async def _second_look(self, chain: Sequence[_Link]) -> Appended:
+        """Find out why the events of an account were left alone, and store those that can be.
+
+        Others may store the same events at the same time, so a failed insertion says nothing by itself: only what is seen in history
+        decides. The loop ends, because each turn that stores nothing means that another has stored something.
+        """
+        stored: list[int] = []
+        rest = list(chain)
+        for _ in range(_LOOKS_MAX):
+            seen = await self._look(rest)
+            while rest and seen[rest[0].n].present_id == rest[0].event.event_id:
+                stored.append(rest.pop(0).event.event_id)
+            if not rest:
+                break
+            first = rest[0]
+            if seen[first.n].stands_in_the_way_of(first):
+                return Appended(tuple(stored), forked=True)
+            if seen[first.n].head_n < first.n - 1:
+                return Appended(tuple(stored), gap=True)
+            free = list(itertools.takewhile(lambda link: not seen[link.n].stands_in_the_way_of(link), rest))
+            if first.account_id in await self._insert(free):
+                stored += [link.event.event_id for link in free]
+                rest = rest[len(free) :]
+                if not rest:
+                    break
+        return Appended(tuple(stored))
+
+    async def _look(self, chain: Sequence[_Link]) -> dict[int, _Place]:
+        parameters = {
+            "account_ids": [link.account_id for link in chain],
+            "ns": [link.n for link in chain],
+            "keys": [link.key for link in chain],
+        }
+        rows = await self._lease.fetch(_SECOND_LOOK, parameters)
+        return {
+            row["n"]: _Place(row["present_id"], row["key_id"], row["head_n"] or 0, row["head_id"] or 0) for row in rows
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Link:
+    """An event with what its place in the chain is."""
+
+    event: StoredEvent
+    account_id: int
+    n: int
+    previous_event_id: int
+    key: str
+
+    @classmethod
+    def of(cls, event: StoredEvent) -> _Link:
+        body = json.loads(event.body)
+        return cls(event, body["account_id"], body["n"], body["previous_event_id"], body["key"])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Place:
+    """What history holds where an event wants to go: the event there, the event of its key, the last event."""
+
+    present_id: int | None
+    key_id: int | None
+    head_n: int
+    head_id: int
+
+    def stands_in_the_way_of(self, link: _Link) -> bool:
+        """Whether the event can never be stored: its place or its key is another's, or its predecessor is not the one it names."""
+        event_id = link.event.event_id
+        if self.present_id is not None or self.key_id is not None:
+            return self.present_id != event_id
+        return self.head_n == link.n - 1 and self.head_id != link.previous_event_id
+
+
+def _moment(microseconds: int | None) -> datetime.datetime | None:
+    return None if microseconds is None else _EPOCH + microseconds * _MICROSECOND
+
+
+def _with_timestamp(row: Row) -> dict[str, Any]:
+    occurred_at = row.pop("occurred_at")
+    return {**row, "timestamp_us": (occurred_at - _EPOCH) // _MICROSECOND}
+
+
+def _history_account(row: Row) -> HistoryAccount:
+    positions = {
+        symbol: Position(symbol, Decimal(fields["quantity"]), Decimal(fields["entry_cost"]))
+        for symbol, fields in row["positions"].items()
+    }
+    account = Account(row["account_id"], row["balance"], positions)
+    return HistoryAccount(version_of(row["n"], row["event_id"]), row["chain_hash"], account)
+
+

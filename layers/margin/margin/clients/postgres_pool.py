@@ -1,0 +1,179 @@
+"""A few kept connections to PostgreSQL, each call on them bounded in time.
+
+A Lambda execution environment is frozen between invocations, so a pool with tasks of its own has no place here: connections are opened
+when asked for, kept when they come back sound, and closed by their deadline. Cancelling a task that waits for a frozen server takes
+the driver ten seconds more; closing the connection under it does not, so that is what a deadline does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from margin.config import Settings
+from margin.errors import PostgresUnavailableError
+
+Connection = psycopg.AsyncConnection[dict[str, Any]]
+Row = dict[str, Any]
+Parameters = Mapping[str, object] | Sequence[object]
+
+_UNAVAILABLE = "PostgreSQL did not answer in time or refused the connection."
+
+
+class PostgresPool:
+    """Connections of one event loop, opened lazily.
+
+    Parameters
+    ----------
+    settings : Settings
+        Where PostgreSQL is, how many connections to keep at the most, how long a call may take.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._idle: list[Connection] = []
+        self._free = asyncio.Semaphore(settings.postgres_connections_max)
+
+    @contextlib.asynccontextmanager
+    async def lease(self) -> AsyncIterator[Lease]:
+        """Reserve a connection.
+
+        Raises
+        ------
+        PostgresUnavailableError
+            None could be had within the connect timeout.
+        """
+        try:
+            await asyncio.wait_for(self._free.acquire(), self._settings.postgres_connect_timeout_s)
+        except TimeoutError as error:
+            message = "All connections to PostgreSQL are in use."
+            raise PostgresUnavailableError(message) from error
+        try:
+            kept = self._take_idle()
+            lease = Lease(self, kept or await self.connect(), kept=kept is not None)
+            try:
+                yield lease
+            finally:
+                self._give_back(lease.connection)
+        finally:
+            self._free.release()
+
+    async def query(self, query: str, parameters: Parameters = ()) -> list[Row]:
+        """Execute one statement on any connection.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        async with self.lease() as lease:
+            return await lease.fetch(query, parameters)
+
+    async def connect(self) -> Connection:
+        """Open a connection.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        settings = self._settings
+        connecting = psycopg.AsyncConnection.connect(
+            host=settings.postgres_host,
+            port=settings.postgres_port,
+            user=settings.postgres_user,
+            password=settings.postgres_password or None,
+            dbname=settings.postgres_database,
+            application_name=settings.app_name,
+            autocommit=True,
+            prepare_threshold=None,
+            row_factory=dict_row,
+        )
+        try:
+            return await asyncio.wait_for(connecting, settings.postgres_connect_timeout_s)
+        except (psycopg.OperationalError, TimeoutError, OSError) as error:
+            raise PostgresUnavailableError(_UNAVAILABLE) from error
+
+    async def execute(self, connection: Connection, query: str, parameters: Parameters) -> list[Row]:
+        """Execute one statement in one round trip, within the deadline."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.call_later(self._settings.postgres_timeout_s, connection.pgconn.finish)
+        try:
+            cursor = await connection.execute(query.encode(), parameters)
+            return await cursor.fetchall() if cursor.description is not None else []
+        finally:
+            deadline.cancel()
+
+    def forget_idle(self) -> None:
+        """Close the kept connections: where one of them was found dead, the others are as old."""
+        while self._idle:
+            self._idle.pop().pgconn.finish()
+
+    async def close(self) -> None:
+        """Close the kept connections in good order."""
+        while self._idle:
+            await self._idle.pop().close()
+
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                return connection
+        return None
+
+    def _give_back(self, connection: Connection) -> None:
+        if connection.closed or connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            connection.pgconn.finish()
+        else:
+            self._idle.append(connection)
+
+
+class Lease:
+    """One reserved connection."""
+
+    def __init__(self, pool: PostgresPool, connection: Connection, *, kept: bool) -> None:
+        self._pool = pool
+        self._kept = kept
+        self.connection = connection
+
+    async def fetch(self, query: str, parameters: Parameters = ()) -> list[Row]:
+        """Execute one statement and answer its rows.
+
+        A kept connection can have died while nobody looked (a thawed environment, a restarted server). That shows at its first use,
+        and then the statement is executed once more on a new one: every statement of the engine may be.
+
+        Raises
+        ------
+        PostgresUnavailableError
+            The deadline passed or the connection broke; whether the statement took effect is not known.
+        """
+        started_s = asyncio.get_running_loop().time()
+        try:
+            return await self._execute(query, parameters)
+        except PostgresUnavailableError:
+            waited_s = asyncio.get_running_loop().time() - started_s
+            if not self._kept or waited_s > _DEAD_AT_ONCE_S:
+                raise
+        self._kept = False
+        self._pool.forget_idle()
+        self.connection = await self._pool.connect()
+        return await self._execute(query, parameters)
+
+    def discard(self) -> None:
+        """Close the connection instead of keeping it."""
+        self.connection.pgconn.finish()
+
+    async def _execute(self, query: str, parameters: Parameters) -> list[Row]:
+        try:
+            rows = await self._pool.execute(self.connection, query, parameters)
+        except psycopg.OperationalError as error:
+            raise PostgresUnavailableError(_UNAVAILABLE) from error
+        self._kept = False
+        return rows
+
+
+_DEAD_AT_ONCE_S = 0.25
+"""A dead connection fails at once; what took longer was a slow server, and asking it again would double the wait."""

@@ -1,0 +1,120 @@
+"""Settings of the engine: the one place that reads the environment.
+
+Every variable has a default that is right on a laptop; a wrong value stops the start with a sentence that names the variable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+PARTITIONS_MAX = 1024
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"", "0", "false", "no", "off"})
+
+
+class SettingError(ValueError):
+    """An environment variable has a value that the engine cannot use."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings, typed. Units stand last in the names.
+
+    ``redis_timeout_s`` and the two PostgreSQL ones bound every single outside call: together they stay below the time in which
+    a caller is promised an answer (3 s), which stays below the function's own timeout.
+    """
+
+    app_name: str = "margin"
+    app_version: str = "0.1.0"
+    debug: bool = False
+    host: str = "127.0.0.1"
+    port: int = 8000
+    data_dir: str = ".data"
+    log_level: str = "INFO"
+    aws_lambda_function_name: str = ""
+
+    redis_host: str = "127.0.0.1"
+    redis_port: int = 6379
+    redis_password: str = dataclasses.field(default="", repr=False)
+    redis_db: int = 0
+    redis_timeout_s: float = 0.8
+    redis_connections_max: int = 64
+
+    postgres_host: str = "127.0.0.1"
+    postgres_port: int = 5432
+    postgres_user: str = "postgres"
+    postgres_password: str = dataclasses.field(default="", repr=False)
+    postgres_database: str = "margin"
+    postgres_connect_timeout_s: float = 1.0
+    postgres_timeout_s: float = 1.5
+    postgres_connections_max: int = 8
+
+    partitions: int = 1
+    idempotency_ttl_s: int = 86_400
+    crossed_inline_max: int = 100
+    report_ttl_s: int = 300
+    report_accounts_max: int = 200_000
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Read the settings from ``environment``: the variable of a field is its name in capitals.
+
+        Raises
+        ------
+        SettingError
+            When a value is not of its field's type or outside its bounds; the message names the variable.
+        """
+        values: dict[str, Any] = {
+            field.name: _READERS[str(field.type)](field.name.upper(), environment[field.name.upper()])
+            for field in dataclasses.fields(cls)
+            if field.name.upper() in environment
+        }
+        settings = cls(**values)
+        if not 1 <= settings.partitions <= PARTITIONS_MAX:
+            message = f"PARTITIONS must be from 1 to {PARTITIONS_MAX}, not {settings.partitions}"
+            raise SettingError(message)
+        for name in ("redis_timeout_s", "postgres_connect_timeout_s", "postgres_timeout_s", "idempotency_ttl_s"):
+            if getattr(settings, name) <= 0:
+                message = f"{name.upper()} must be above zero"
+                raise SettingError(message)
+        return settings
+
+
+def _text(_name: str, value: str) -> str:
+    return value
+
+
+def _integer(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        message = f"{name} must be a whole number, for example {name}=8"
+        raise SettingError(message) from None
+
+
+def _seconds(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        message = f"{name} must be a number of seconds, for example {name}=1.5"
+        raise SettingError(message) from None
+
+
+def _switch(name: str, value: str) -> bool:
+    if value.lower() in _TRUE:
+        return True
+    if value.lower() in _FALSE:
+        return False
+    message = f"{name} must be true or false"
+    raise SettingError(message)
+
+
+_READERS: dict[str, Callable[[str, str], object]] = {
+    "str": _text,
+    "int": _integer,
+    "float": _seconds,
+    "bool": _switch,
+}

@@ -1,0 +1,93 @@
+"""The market that a decision is taken on: mark prices with their times, instruments, and now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from margin.domain.instrument import Instrument, default_instrument
+from margin.errors import NoMarkPriceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from decimal import Decimal
+
+__all__ = ["Mark", "Market"]
+
+_US_PER_S: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One mark price.
+
+    Parameters
+    ----------
+    price : Decimal
+        Quote currency for one unit, above 0.
+    stamp_us : int
+        When it was set, microseconds since the epoch.
+
+    Raises
+    ------
+    ValueError
+        When the price is not a number above 0.
+    """
+
+    price: Decimal
+    stamp_us: int
+
+    def __post_init__(self) -> None:
+        if not (self.price.is_finite() and self.price > 0):
+            raise ValueError("a mark price is a number above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """Marks and instruments as read together, and the time at which they are judged.
+
+    Parameters
+    ----------
+    marks : mapping of symbol to Mark
+    instruments : mapping of symbol to Instrument
+        Only configured ones; others have the default rules.
+    now_us : int
+        Microseconds since the epoch, of the clock that stamps the marks.
+    """
+
+    marks: Mapping[str, Mark]
+    instruments: Mapping[str, Instrument]
+    now_us: int
+
+    def instrument(self, symbol: str) -> Instrument:
+        """Rules of a symbol, the default ones when it was never configured."""
+        configured = self.instruments.get(symbol)
+        return default_instrument(symbol) if configured is None else configured
+
+    def mark_price(self, symbol: str) -> Decimal:
+        """Last mark price of a symbol, however old.
+
+        Raises
+        ------
+        NoMarkPriceError
+            When none was ever set.
+        """
+        return self._mark(symbol).price
+
+    def is_stale(self, symbol: str) -> bool:
+        """Tell whether the mark is older than its instrument allows; exactly the allowed age is still fresh.
+
+        Raises
+        ------
+        NoMarkPriceError
+            When none was ever set.
+        """
+        mark = self._mark(symbol)
+        age_max_s = self.instrument(symbol).mark_max_age_s
+        return age_max_s is not None and self.now_us - mark.stamp_us > age_max_s * _US_PER_S
+
+    def _mark(self, symbol: str) -> Mark:
+        mark = self.marks.get(symbol)
+        if mark is None:
+            raise NoMarkPriceError(f"No mark price for {symbol}; post one to /mark-price first.")
+        return mark

@@ -1,0 +1,110 @@
+"""Prices at which an account must be looked at; between them it is provably safe under every joint move.
+
+H = E - MM is a sum of one function for each symbol. A move against a position lowers its function by at most its
+steepest slope a times the distance, so if the slack H is split among the symbols, no joint move that stays within each
+symbol's share w / a can bring H below 0. Shares in proportion to a * p make the allowed relative move the same for all:
+H / S, where S is the sum of a * p. Source: safe zones of geometric monitoring (Sharfman, Schuster, Keren, 2006).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from margin.domain.decimals import double_down, double_up, exact
+from margin.domain.risk import assess
+
+if TYPE_CHECKING:
+    from margin.domain.account import Account
+    from margin.domain.instrument import Instrument
+    from margin.domain.market import Market
+    from margin.domain.position import Position
+
+__all__ = ["Trigger", "TriggerSide", "triggers"]
+
+
+class TriggerSide(StrEnum):
+    """Whether a price crosses the trigger from above (FLOOR, of a long) or from below (CEILING, of a short)."""
+
+    FLOOR = "floor"
+    CEILING = "ceiling"
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """The price of one symbol at which an account must be evaluated, as a double rounded towards earlier.
+
+    A floor of minus infinity is never crossed, one of plus infinity always; a ceiling the other way round.
+    """
+
+    symbol: str
+    side: TriggerSide
+    score: float
+
+    def is_crossed(self, price: Decimal) -> bool:
+        """Compare a price as the store does: as doubles, the trigger itself included."""
+        return float(price) <= self.score if self.side is TriggerSide.FLOOR else float(price) >= self.score
+
+
+@exact
+def triggers(account: Account, market: Market) -> dict[str, Trigger]:
+    """One trigger for every open position, by symbol.
+
+    While no price has crossed its trigger, the account is not liquidatable. With one tier the trigger of a single
+    position is its liquidation price. When the account is liquidatable already, or a mark is missing or stale, so that
+    nothing can be promised, all its triggers count as crossed at any price.
+
+    Returns
+    -------
+    dict of str to Trigger
+        A floor for each long, minus infinity when it would be 0 or below, which no price reaches; a ceiling for each
+        short.
+    """
+    if any(symbol not in market.marks or market.is_stale(symbol) for symbol in account.positions):
+        return _always_crossed(account)
+    risk = assess(account, market)
+    slack = risk.equity - risk.maintenance_margin
+    if slack < 0:
+        return _always_crossed(account)
+    exposure = sum(
+        (
+            _steepest_slope(position, market.instrument(symbol)) * market.mark_price(symbol)
+            for symbol, position in account.positions.items()
+        ),
+        start=Decimal(0),
+    )
+    return {
+        symbol: _trigger(position, market.mark_price(symbol), slack, exposure)
+        for symbol, position in account.positions.items()
+    }
+
+
+def _steepest_slope(position: Position, instrument: Instrument) -> Decimal:
+    """How much H falls at most for each unit that the price moves against the position, in any tier.
+
+    A falling price frees a long at least the lowest rate of its margin; a rising price costs a short at most the
+    highest. With one tier both are the exact slope abs(q - m * abs(q)).
+    """
+    if position.quantity > 0:
+        return position.quantity * (1 - instrument.lowest_maintenance_rate)
+    return -position.quantity * (1 + instrument.steepest_maintenance_rate)
+
+
+def _trigger(position: Position, mark_price: Decimal, slack: Decimal, exposure: Decimal) -> Trigger:
+    if position.quantity < 0:
+        ceiling = double_down(mark_price * (exposure + slack), exposure)
+        return Trigger(position.symbol, TriggerSide.CEILING, ceiling)
+    floor = double_up(mark_price * (exposure - slack), exposure) if slack < exposure else -math.inf
+    return Trigger(position.symbol, TriggerSide.FLOOR, floor)
+
+
+def _always_crossed(account: Account) -> dict[str, Trigger]:
+    return {
+        symbol: Trigger(symbol, TriggerSide.FLOOR, math.inf)
+        if position.quantity > 0
+        else Trigger(symbol, TriggerSide.CEILING, -math.inf)
+        for symbol, position in account.positions.items()
+    }

@@ -1,0 +1,201 @@
+"""The application around the routes: error handlers, request ids, the API document."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError, ResponseValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+
+from margin.caller import Caller, caller_of
+from margin.errors import InvalidRequestError, MarginError, UnavailableError
+from margin.http.problem import (
+    FieldError,
+    InternalError,
+    MethodNotAllowedError,
+    Problem,
+    UnknownPathError,
+    field_name,
+    problem_response,
+    request_id,
+)
+from margin.http.route import ExactRoute
+from margin.http.wire import Answer
+from margin.observability import MetricName, count, logger
+
+if TYPE_CHECKING:
+    from fastapi import Response
+    from fastapi.routing import APIRoute
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Pydantic's words are for programmers, and some repeat what was sent.
+_MESSAGES = {
+    "missing": "is required",
+    "extra_forbidden": "is not a field of this request",
+    "model_attributes_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+    "dict_type": "must be a JSON object",
+    "list_type": "must be a JSON array",
+    "string_type": "must be a string",
+    "string_pattern_mismatch": "must match {pattern}",
+    "string_too_long": "must have at most {max_length} characters",
+    "literal_error": "must be {expected}",
+    "union_tag_invalid": "is not one of the known kinds",
+}
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+class Router(APIRouter):
+    """The routes of one function; each is an `ExactRoute`, and its operation id is the endpoint's name."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(route_class=ExactRoute, generate_unique_id_function=_operation_id, **options)
+
+
+async def caller(request: HttpRequest) -> Caller:
+    """Return who sent the request: from the gateway's event, or from the socket where there is no gateway."""
+    event = request.scope.get("aws.event")
+    if event is not None:
+        return caller_of(event)
+    return Caller(subject=None, source_ip=request.client.host if request.client else None)
+
+
+CallerOf = Annotated[Caller, Depends(caller)]
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if not self.openapi_schema:
+            document = super().openapi()
+            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas |= {**schema.pop("$defs", {}), "Problem": schema}
+        return super().openapi()
+
+
+def create_app(*routers: APIRouter, title: str, version: str, description: str, docs: bool = False) -> FastAPI:
+    """Make the application of one function, or of several at once for the local server.
+
+    Parameters
+    ----------
+    *routers : APIRouter
+        The routes; every one must be an `ExactRoute`, and endpoint names must be unique.
+    title, version, description : str
+        Head of the API document.
+    docs : bool
+        Serve the API document and its pages (/openapi.json, /docs).
+
+    Raises
+    ------
+    TypeError
+        A route is not an `ExactRoute`, which would take inexact numbers, or returns no `Answer`, which would show them.
+    ValueError
+        Two endpoints have the same name, and so the same operation id.
+    """
+    app = _Application(
+        title=title,
+        version=version,
+        description=description,
+        openapi_url="/openapi.json" if docs else None,
+        docs_url="/docs" if docs else None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        generate_unique_id_function=_operation_id,
+    )
+    names: set[str] = set()
+    for router in routers:
+        for route in router.routes:
+            if not isinstance(route, ExactRoute):
+                message = f"{route!r} is not an ExactRoute: make its router with Router()"
+                raise TypeError(message)
+            if not (isinstance(route.response_model, type) and issubclass(route.response_model, Answer)):
+                message = f"{route.name} must return an Answer, annotated with a class that is imported at run time"
+                raise TypeError(message)
+            if route.name in names:
+                message = f"two endpoints are called {route.name}: operation ids must be unique"
+                raise ValueError(message)
+            names.add(route.name)
+        app.include_router(router)
+    app.add_middleware(_Outermost)
+    app.exception_handler(MarginError)(_on_margin_error)
+    app.exception_handler(RequestValidationError)(_on_invalid_request)
+    app.exception_handler(HTTPException)(_on_http_exception)
+    return app
+
+
+async def _on_margin_error(request: HttpRequest, error: MarginError) -> Response:
+    if isinstance(error, UnavailableError):
+        count(MetricName.STORE_UNAVAILABLE)
+        logger.warning("unavailable", code=error.code)
+    elif error.status >= InternalError.status:
+        raise error
+    return problem_response(error, request.scope)
+
+
+async def _on_invalid_request(request: HttpRequest, error: RequestValidationError) -> Response:
+    errors = [FieldError(field=field_name(item["loc"]), message=_message(item)) for item in error.errors()]
+    first = errors[0]
+    detail = f"{first.field}: {first.message}."
+    if len(errors) > 1:
+        detail = f"{len(errors)} fields are malformed; the first is {detail}"
+    return problem_response(InvalidRequestError(detail, first.field), request.scope, errors=errors)
+
+
+def _message(item: dict[str, Any]) -> str:
+    template = _MESSAGES.get(item["type"])
+    return str(item["msg"]) if template is None else template.format_map(item.get("ctx", {}))
+
+
+async def _on_http_exception(request: HttpRequest, error: HTTPException) -> Response:
+    headers = dict(error.headers or {})
+    if error.status_code == UnknownPathError.status:
+        return problem_response(UnknownPathError("This API has no such path."), request.scope, headers=headers)
+    if error.status_code == MethodNotAllowedError.status:
+        detail = f"Allowed here: {headers.get('Allow', '')}."
+        return problem_response(MethodNotAllowedError(detail), request.scope, headers=headers)
+    raise error  # nothing of ours raises others: a 500, with its stack trace in the log
+
+
+class _Outermost:
+    """Puts the request id on every answer, and answers 500 for an error that nobody foresaw."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id(scope)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            _log(error, request_id(scope))
+            if started:
+                raise
+            failure = InternalError("The engine failed. The request id finds the cause in the log.")
+            await problem_response(failure, scope)(scope, receive, send)
+
+
+def _log(error: Exception, identity: str) -> None:
+    if isinstance(error, ResponseValidationError):
+        # Its text repeats the whole answer, which is not for the log.
+        fields = [field_name(item["loc"]) for item in error.errors()]
+        logger.error("answer_invalid", request_id=identity, fields=fields)
+        return
+    logger.exception("request_failed", request_id=identity)

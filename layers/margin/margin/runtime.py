@@ -1,0 +1,175 @@
+"""The composition root: the only module that knows which client serves which port.
+
+An execution environment has one `Engine`, made when it is first asked for. Every part of it is made when first used, and no part opens a
+connection before it is needed: an import costs no round trip, and a snapshot of the process holds no socket.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from margin import observability
+from margin.clients.account_redis import AccountRedisClient
+from margin.clients.base_redis import make_redis
+from margin.clients.market_redis import MarketRedisClient
+from margin.clients.partition_redis import PartitionRedisClient
+from margin.config import Settings
+from margin.services.drain import DrainService
+from margin.services.funds import FundsService
+from margin.services.healing import HealingService
+from margin.services.health import HealthService
+from margin.services.history import HistoryService
+from margin.services.journal import Journal
+from margin.services.liquidation import LiquidationService
+from margin.services.margin import MarginService
+from margin.services.marks import MarkPriceService
+from margin.services.opening import OpeningService
+from margin.services.report import ReportService
+from margin.services.trading import TradingService
+
+if TYPE_CHECKING:
+    from margin.clients.postgres import PostgresClient
+
+
+class Engine:
+    """All services of one process, wired to the real stores.
+
+    Parameters
+    ----------
+    settings : Settings
+        From the environment, or a test's own.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    async def close(self) -> None:
+        """Close every connection that was opened."""
+        for name in ("_redis", "_opening_redis"):
+            if name in self.__dict__:
+                await self.__dict__[name].aclose(close_connection_pool=True)
+        if "history_store" in self.__dict__:
+            await self.history_store.close()
+
+    # --- stores ---
+
+    @cached_property
+    def history_store(self) -> PostgresClient:
+        """PostgreSQL; its driver is imported only by those who come here."""
+        from margin.clients.postgres import PostgresClient  # noqa: PLC0415
+
+        return PostgresClient(self.settings)
+
+    @cached_property
+    def accounts(self) -> AccountRedisClient:
+        """Accounts in Redis."""
+        return AccountRedisClient(self._redis, self.settings.partitions)
+
+    @cached_property
+    def market(self) -> MarketRedisClient:
+        """Mark prices and instruments in Redis."""
+        return MarketRedisClient(self._redis, self.settings.partitions)
+
+    @cached_property
+    def partitions(self) -> PartitionRedisClient:
+        """Markers in Redis."""
+        return PartitionRedisClient(self._opening_redis, self.settings.partitions)
+
+    # --- use cases ---
+
+    @cached_property
+    def trading(self) -> TradingService:
+        """Trades."""
+        return TradingService(self._journal, self.liquidations)
+
+    @cached_property
+    def funds(self) -> FundsService:
+        """Deposits and withdrawals."""
+        return FundsService(self._journal, self.liquidations)
+
+    @cached_property
+    def margin(self) -> MarginService:
+        """Margin of one account."""
+        return MarginService(self.accounts)
+
+    @cached_property
+    def report(self) -> ReportService:
+        """The margin report."""
+        settings = self.settings
+        return ReportService(
+            self.accounts, self.market, ttl_s=settings.report_ttl_s, accounts_max=settings.report_accounts_max
+        )
+
+    @cached_property
+    def marks(self) -> MarkPriceService:
+        """Mark prices."""
+        return MarkPriceService(
+            self.market, self.liquidations, crossed_inline_max=self.settings.crossed_inline_max
+        )
+
+    @cached_property
+    def liquidations(self) -> LiquidationService:
+        """Evaluation and liquidation."""
+        return LiquidationService(self.accounts, self.market, self._journal)
+
+    @cached_property
+    def history(self) -> HistoryService:
+        """Trade and liquidation history."""
+        return HistoryService(self.history_store)
+
+    @cached_property
+    def health(self) -> HealthService:
+        """Whether the stores can be used."""
+        return HealthService(self.partitions, self.history_store)
+
+    @cached_property
+    def drain(self) -> DrainService:
+        """Pending events."""
+        return DrainService(self.accounts, self.history_store, self._journal)
+
+    @cached_property
+    def opening(self) -> OpeningService:
+        """Opens partitions; all its clients connect whatever the markers say, because it is who writes them."""
+        partitions = self.settings.partitions
+        accounts = AccountRedisClient(self._opening_redis, partitions)
+        market = MarketRedisClient(self._opening_redis, partitions)
+        healing = HealingService(accounts, market, self.history_store)
+        drain = DrainService(accounts, self.history_store, self._make_journal(accounts, healing))
+        return OpeningService(self.partitions, accounts, self.history_store, healing, drain)
+
+    @cached_property
+    def _redis(self):  # type: ignore[no-untyped-def]  # noqa: ANN202 - the driver's own generic type
+        return make_redis(self.settings)
+
+    @cached_property
+    def _opening_redis(self):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        return make_redis(self.settings, check_marker=False)
+
+    @cached_property
+    def _journal(self) -> Journal:
+        return self._make_journal(self.accounts, HealingService(self.accounts, self.market, self.history_store))
+
+    def _make_journal(self, accounts: AccountRedisClient, healing: HealingService) -> Journal:
+        ttl_s = self.settings.idempotency_ttl_s
+        return Journal(accounts, self.history_store, healing, idempotency_ttl_s=ttl_s)
+
+
+_engines: list[Engine] = []
+
+
+def engine() -> Engine:
+    """The engine of this process, made of the environment when first asked for."""
+    if not _engines:
+        settings = Settings.from_environment(os.environ)
+        observability.configure(
+            publish_metrics=bool(settings.aws_lambda_function_name), log_level=settings.log_level
+        )
+        use(Engine(settings))
+    return _engines[0]
+
+
+def use(other: Engine | None) -> None:
+    """Make ``other`` the engine of this process (the local server, tests); None makes the next one from the environment."""
+    _engines[:] = [] if other is None else [other]

@@ -1,0 +1,68 @@
+"""Moves to history what a dead function or an outage left on the pending lists."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from margin.observability import logger
+from margin.ports import AccountStore, History
+from margin.services.journal import Journal
+
+ACCOUNTS_PER_ROUND = 100
+
+
+@dataclasses.dataclass(slots=True)
+class DrainReport:
+    """What a drain did, and what still waits."""
+
+    stored: int = 0
+    accounts: int = 0
+    waiting_accounts: int = 0
+    oldest_s: float = 0.0
+
+
+class DrainService:
+    """Completes step 4 of the write path for others.
+
+    Parameters
+    ----------
+    accounts, history : AccountStore, History
+        From where to where.
+    journal : Journal
+        The write path.
+    """
+
+    def __init__(self, accounts: AccountStore, history: History, journal: Journal) -> None:
+        self._accounts = accounts
+        self._history = history
+        self._journal = journal
+
+    async def drain(self, *, keep_going: Callable[[], bool] = lambda: True) -> DrainReport:
+        """Store pending events, account by account, longest waiting first, until none moves or time is up.
+
+        Drains at the same time, and the functions that executed the events, do no harm: history takes each event once.
+
+        Raises
+        ------
+        UnavailableError
+        """
+        report = DrainReport()
+        for partition in range(self._accounts.partitions):
+            stuck: set[int] = set()
+            while keep_going():
+                waiting = await self._accounts.pending_accounts(partition, ACCOUNTS_PER_ROUND + len(stuck))
+                todo = [account_id for account_id in waiting if account_id not in stuck][:ACCOUNTS_PER_ROUND]
+                if not todo:
+                    break
+                async with self._history.reserve() as writer:
+                    for account_id in todo:
+                        stored = await self._journal.settle(account_id, await self._accounts.pending(account_id), writer)
+                        report.stored += len(stored)
+                        report.accounts += 1
+                        if not stored:
+                            stuck.add(account_id)
+        report.waiting_accounts, report.oldest_s = await self._accounts.pending_stats()
+        if report.accounts:
+            logger.info("journal_drained", **dataclasses.asdict(report))
+        return report

@@ -1,0 +1,89 @@
+"""Trade and liquidation history, in pages."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from margin.errors import UnknownAccountError
+from margin.ports import History, LiquidationQuery, TradeQuery
+from margin.services.cursors import decode_cursor, encode_cursor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """Rows, newest first, and the cursor of the next page (None on the last)."""
+
+    rows: list[dict[str, Any]]
+    next_cursor: str | None
+
+
+class HistoryService:
+    """Reads history.
+
+    Parameters
+    ----------
+    history : History
+        Where events are final.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    async def trades(
+        self,
+        account_id: int,
+        *,
+        symbol: str | None = None,
+        since_us: int | None = None,
+        until_us: int | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> HistoryPage:
+        """Trades of an account; ``since_us`` is inclusive, ``until_us`` exclusive.
+
+        Raises
+        ------
+        UnknownAccountError, CursorInvalidError, UnavailableError
+        """
+        before_id = None
+        if cursor is not None:
+            (before_id,) = decode_cursor(f"trades:{account_id}", cursor, int)
+        rows = await self._history.trades(
+            TradeQuery(
+                account_id=account_id,
+                symbol=symbol,
+                since_us=since_us,
+                until_us=until_us,
+                before_id=before_id,
+                limit=limit + 1,
+            )
+        )
+        if not rows and not await self._history.account_exists(account_id):
+            raise UnknownAccountError(account_id)
+        more = len(rows) > limit
+        rows = rows[:limit]
+        return HistoryPage(rows, encode_cursor(f"trades:{account_id}", rows[-1]["id"]) if more else None)
+
+    async def liquidations(
+        self, *, account_id: int | None = None, limit: int = 100, cursor: str | None = None
+    ) -> HistoryPage:
+        """Liquidations of an account or of all accounts.
+
+        Raises
+        ------
+        CursorInvalidError, UnavailableError
+        """
+        before = None
+        if cursor is not None:
+            at_us, before_id = decode_cursor("liquidations", cursor, int, int)
+            before = (at_us, before_id)
+        rows = await self._history.liquidations(
+            LiquidationQuery(account_id=account_id, before=before, limit=limit + 1)
+        )
+        more = len(rows) > limit
+        rows = rows[:limit]
+        last = rows[-1] if rows else {}
+        return HistoryPage(
+            rows, encode_cursor("liquidations", last["timestamp_us"], last["id"]) if more else None
+        )

@@ -1,0 +1,297 @@
+"""The write path: how an event of an account happens, once, and gets into history.
+
+1. Read the account from Redis, in one round trip; meanwhile reserve a connection to history.
+2. Decide, with the domain alone.
+3. Commit in Redis, in one round trip, if nothing that the decision used has changed.
+4. Append to history, in one round trip, then take the event off the pending list.
+
+A step that fails leaves nothing half done: before the commit nothing was written; after it the event waits on the pending list, where
+the next event of the account or the drain picks it up, and the caller is told that it is not final yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import random
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
+
+from margin.caller import NOBODY, Caller
+from margin.domain.account import Account
+from margin.domain.event import (
+    Event,
+    EventType,
+    StoredEvent,
+    canonical,
+    digest,
+    ledger_entries,
+    parse_version,
+    position_changes,
+)
+from margin.domain.decimals import plain
+from margin.domain.ledger import LedgerLine
+from margin.domain.safe_zone import triggers
+from margin.errors import (
+    ContentionError,
+    HistoryForkError,
+    IdempotencyKeyReusedError,
+    OutcomeUnknownError,
+    PostgresUnavailableError,
+    RedisUnavailableError,
+)
+from margin.observability import MetricName, count, logger
+from margin.ports import AccountStore, AccountView, Commit, Committed, Conflict, History, HistoryWriter, StoredResult
+from margin.services.healing import HealingService
+
+COMMIT_ATTEMPTS_MAX = 16
+_BACKOFF_S = 0.002
+_BACKOFF_MAX_S = 0.05
+_MADE_KEY_TTL_S = 3600
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WriteRequest:
+    """Who wants what: the account, the caller's idempotency key if there is one, and what the key stands for.
+
+    ``fields`` are the request's values in one canonical form; their hash tells a retry from another request under the same key.
+    """
+
+    account_id: int
+    fields: Mapping[str, str]
+    key: str | None = None
+    symbol: str = ""
+    caller: Caller = NOBODY
+
+    @property
+    def request_hash(self) -> str:
+        """Hash of the request."""
+        return digest(canonical(dict(self.fields)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What is to happen: the account after it, the money that moves, the record of it, and the answer.
+
+    ``marks`` are mark prices without which it must not happen; a trade needs none, for it was tested against its own moment.
+    """
+
+    type: EventType
+    account: Account
+    ledger_lines: Sequence[LedgerLine]
+    detail: Mapping[str, object]
+    result: Mapping[str, object]
+    marks: Mapping[str, Decimal] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happened.
+
+    ``final``: the event is in history. ``replayed``: it had happened before. ``crossed``: a mark price already crosses one of the
+    account's new triggers, so it must be evaluated at once.
+    """
+
+    event_id: int
+    result: Mapping[str, object]
+    final: bool
+    replayed: bool = False
+    crossed: bool = False
+
+
+class Journal:
+    """Executes decisions about accounts.
+
+    Parameters
+    ----------
+    accounts : AccountStore
+        Hot state.
+    history : History
+        Where events are final.
+    healing : HealingService
+        Undoes what history refuses.
+    idempotency_ttl_s : int
+        How long a caller's key is remembered.
+    """
+
+    def __init__(
+        self, accounts: AccountStore, history: History, healing: HealingService, *, idempotency_ttl_s: int
+    ) -> None:
+        self._accounts = accounts
+        self._history = history
+        self._healing = healing
+        self._idempotency_ttl_s = idempotency_ttl_s
+
+    async def execute(self, request: WriteRequest, decide: Callable[[AccountView], Decision | None]) -> Outcome | None:
+        """Make ``decide`` happen exactly once for the request's key.
+
+        Parameters
+        ----------
+        request : WriteRequest
+            Whose event it is, and under which key.
+        decide : callable
+            A pure function of the account as it is; raises to refuse, answers None when there is nothing to do. It is called again
+            when the account changed before its decision could be committed.
+
+        Returns
+        -------
+        Outcome or None
+            None only when ``decide`` said so.
+
+        Raises
+        ------
+        PostgresUnavailableError, RedisUnavailableError, StateNotLoadedError
+            Nothing was written.
+        OutcomeUnknownError
+            The commit's reply was lost and Redis cannot be asked; the same key asks again.
+        IdempotencyKeyReusedError
+            The key stands for another request.
+        ContentionError
+            Others changed the account each time, 16 times in a row.
+        HistoryForkError
+            History holds another event in this place; the event was undone.
+        """
+        key = request.key or uuid.uuid4().hex
+        reading = asyncio.ensure_future(self._read(request, key))
+        try:
+            async with self._history.reserve() as writer:
+                view = await reading
+                for attempt in range(COMMIT_ATTEMPTS_MAX):
+                    if view.replay is not None:
+                        return await self._replay(request, view.replay, writer)
+                    decision = decide(view)
+                    if decision is None:
+                        return None
+                    reply = await self._commit(request, key, view, decision)
+                    if isinstance(reply, StoredResult):
+                        return await self._replay(request, reply, writer)
+                    if isinstance(reply, Committed):
+                        final = await self._store(request.account_id, reply.event_id, reply.pending, writer)
+                        return Outcome(reply.event_id, decision.result, final=final, crossed=reply.crossed)
+                    count(MetricName.COMMIT_CONFLICTS)
+                    await asyncio.sleep(_backoff_s(attempt))
+                    view = await self._read(request, key)
+                message = "The account kept changing while the request was being decided; try again."
+                raise ContentionError(message)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def settle(self, account_id: int, events: Sequence[StoredEvent], writer: HistoryWriter) -> set[int]:
+        """Step 4 for some events of one account.
+
+        Returns
+        -------
+        set of int
+            Ids that are in history now.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        if not events:
+            return set()
+        appended = (await writer.append(events))[account_id]
+        with suppress(RedisUnavailableError):
+            # Left on the list they are found to be in history by whoever looks next.
+            await self._accounts.forget_pending(account_id, appended.stored)
+        if appended.gap:
+            logger.error("history_gap", account_id=account_id, event_id=events[0].event_id)
+        if appended.forked:
+            await self._healing.heal(account_id)
+        return set(appended.stored)
+
+    async def _read(self, request: WriteRequest, key: str) -> AccountView:
+        return await self._accounts.read(request.account_id, symbol=request.symbol, key=key)
+
+    async def _commit(
+        self, request: WriteRequest, key: str, view: AccountView, decision: Decision
+    ) -> Committed | StoredResult | Conflict:
+        commit = self._build(request, key, view, decision)
+        try:
+            return await self._accounts.commit(commit)
+        except RedisUnavailableError as error:
+            # The script may have run and its reply been lost. Ask before anything else; and if it has not run, whatever is tried next
+            # carries the same key, so that even a script that runs late is not joined by a second one.
+            try:
+                asked = await self._read(request, key)
+            except RedisUnavailableError:
+                message = f"Redis did not say whether the request was executed. Retry it with Idempotency-Key: {key}"
+                raise OutcomeUnknownError(message) from error
+            return asked.replay or Conflict("reply lost")
+
+    def _build(self, request: WriteRequest, key: str, view: AccountView, decision: Decision) -> Commit:
+        n, previous_event_id = parse_version(view.version)
+        event = Event(
+            type=decision.type,
+            account_id=request.account_id,
+            n=n + 1,
+            previous_event_id=previous_event_id,
+            previous_hash=view.chain_hash,
+            at_us=view.market.now_us,
+            key=key,
+            request_hash=request.request_hash,
+            subject=request.caller.subject,
+            source_ip=request.caller.source_ip,
+            balance=plain(decision.account.balance),
+            positions=position_changes(view.account, decision.account),
+            ledger=ledger_entries(decision.ledger_lines),
+            detail=decision.detail,
+            result=decision.result,
+        )
+        body = event.body()
+        symbols = {request.symbol, *decision.account.positions} - {""}
+        return Commit(
+            event=event,
+            body=body,
+            event_hash=digest(body),
+            epoch=view.epoch,
+            expected_version=view.version,
+            account=decision.account,
+            triggers=triggers(decision.account, view.market),
+            instrument_versions={symbol: view.market.instrument(symbol).version for symbol in sorted(symbols)},
+            controls=view.controls,
+            marks=decision.marks,
+            result=canonical(dict(decision.result)),
+            key_ttl_s=self._idempotency_ttl_s if request.key else _MADE_KEY_TTL_S,
+        )
+
+    async def _replay(self, request: WriteRequest, replay: StoredResult, writer: HistoryWriter) -> Outcome:
+        """Answer what the key did, after completing step 4 for it."""
+        if replay.request_hash != request.request_hash:
+            message = "This Idempotency-Key was used for another request; use a new key for a new request."
+            raise IdempotencyKeyReusedError(message)
+        waiting = {event.event_id for event in replay.pending}
+        final = replay.event_id not in waiting or await self._store(
+            request.account_id, replay.event_id, replay.pending, writer
+        )
+        return Outcome(replay.event_id, json.loads(replay.result), final=final, replayed=True)
+
+    async def _store(
+        self, account_id: int, event_id: int, pending: Sequence[StoredEvent], writer: HistoryWriter
+    ) -> bool:
+        """Step 4 for an event and all that waits before it; whether the event is final."""
+        try:
+            stored = await self.settle(account_id, pending, writer)
+        except PostgresUnavailableError:
+            count(MetricName.HISTORY_PENDING)
+            logger.warning("history_pending", account_id=account_id, event_id=event_id)
+            return False
+        if event_id in stored:
+            return True
+        if any(event.event_id == event_id for event in pending) and await self._dropped(account_id, event_id):
+            message = "History holds another event in this place; the request was undone. Retry it."
+            raise HistoryForkError(message)
+        return False
+
+    async def _dropped(self, account_id: int, event_id: int) -> bool:
+        """Whether an event that history did not take is no longer waiting either."""
+        return all(event.event_id != event_id for event in await self._accounts.pending(account_id))
+
+
+def _backoff_s(attempt: int) -> float:
+    """Full jitter, growing: those who lost a race meet again at different times."""
+    return random.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2**attempt))  # noqa: S311 - no secret is made of it

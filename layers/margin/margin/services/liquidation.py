@@ -1,0 +1,207 @@
+"""Evaluating accounts exactly, and liquidating those whose equity fell below maintenance margin."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+
+from margin.domain.decimals import plain
+from margin.domain.event import EventType
+from margin.domain.liquidation import LiquidationResult, liquidate
+from margin.domain.risk import liquidation_assessment
+from margin.domain.safe_zone import triggers
+from margin.errors import MarginError, NoMarkPriceError, UnavailableError
+from margin.observability import MetricName, count, logger
+from margin.ports import AccountRow, AccountStore, AccountView, MarketStore
+from margin.domain.market import Market
+from margin.services.journal import Decision, Journal, WriteRequest
+
+_ANCHOR_ATTEMPTS_MAX = 5
+_EVALUATIONS_AT_ONCE = 8
+
+
+class Verdict(StrEnum):
+    """What an evaluation came to."""
+
+    LIQUIDATED = "liquidated"
+    ANCHORED = "anchored"
+    UNDECIDED = "undecided"
+
+
+@dataclasses.dataclass(slots=True)
+class ScanReport:
+    """What a scan did."""
+
+    accounts: int = 0
+    candidates: int = 0
+    liquidated: list[int] = dataclasses.field(default_factory=list)
+    unvalued: int = 0
+    failed: int = 0
+    complete: bool = True
+
+
+class LiquidationService:
+    """Decides about accounts at risk.
+
+    Parameters
+    ----------
+    accounts, market : AccountStore, MarketStore
+        Hot state.
+    journal : Journal
+        The write path.
+    """
+
+    def __init__(self, accounts: AccountStore, market: MarketStore, journal: Journal) -> None:
+        self._accounts = accounts
+        self._market = market
+        self._journal = journal
+
+    async def evaluate(self, account_id: int) -> Verdict:
+        """Evaluate one account: liquidate it, or anchor its triggers to the marks in force.
+
+        The liquidation's key is made of the version that it is decided on, so that however many evaluate at once it happens once; and it
+        commits only at the very marks that it was decided on.
+
+        Raises
+        ------
+        ConflictError, UnavailableError
+            Nothing was decided; the account's triggers stay crossed, so the next mark price or scan comes back to it.
+        """
+        for _ in range(_ANCHOR_ATTEMPTS_MAX):
+            view = await self._accounts.read(account_id)
+            if view.account is None or not view.account.positions:
+                return Verdict.ANCHORED
+            count(MetricName.ACCOUNTS_EVALUATED)
+            if _is_liquidatable(view):
+                request = WriteRequest(
+                    account_id=account_id,
+                    fields={"operation": "liquidation", "version": view.version},
+                    key=f"~liquidation:{view.version}",
+                )
+                outcome = await self._journal.execute(request, _decide_for(view.version))
+                if outcome is not None:
+                    return Verdict.LIQUIDATED
+                continue
+            crossed = await self._accounts.anchor(account_id, view.version, triggers(view.account, view.market))
+            if crossed is False:
+                return Verdict.ANCHORED
+        return Verdict.UNDECIDED
+
+    async def evaluate_quietly(self, account_ids: Iterable[int]) -> list[int]:
+        """Evaluate accounts, some at a time, and log what fails instead of raising it: the scan comes back to those.
+
+        Returns
+        -------
+        list of int
+            Accounts that were liquidated.
+        """
+        limit = asyncio.Semaphore(_EVALUATIONS_AT_ONCE)
+        down = asyncio.Event()
+
+        async def one(account_id: int) -> bool:
+            async with limit:
+                if down.is_set():
+                    return False
+                try:
+                    return await self.evaluate(account_id) is Verdict.LIQUIDATED
+                except UnavailableError as error:
+                    down.set()
+                    logger.warning("evaluation_failed", account_id=account_id, code=error.code)
+                except MarginError as error:
+                    logger.warning("evaluation_failed", account_id=account_id, code=error.code)
+                return False
+
+        wanted = list(dict.fromkeys(account_ids))
+        liquidated = await asyncio.gather(*(one(account_id) for account_id in wanted))
+        return [account_id for account_id, happened in zip(wanted, liquidated, strict=True) if happened]
+
+    async def scan(self, *, keep_going: Callable[[], bool] = lambda: True) -> ScanReport:
+        """Look at every account once and evaluate those that are liquidatable.
+
+        Parameters
+        ----------
+        keep_going : callable
+            Asked between pages; False ends the scan early and says so in its report.
+
+        Raises
+        ------
+        UnavailableError
+        """
+        report = ScanReport()
+        market = await self._market.market()
+        for partition in range(self._accounts.partitions):
+            cursor = "0"
+            while True:
+                page = await self._accounts.page(partition, cursor)
+                report.accounts += len(page.rows)
+                candidates = [row.account.account_id for row in page.rows if self._is_candidate(row, market, report)]
+                report.candidates += len(candidates)
+                report.liquidated += await self.evaluate_quietly(candidates)
+                cursor = page.cursor
+                if cursor == "0":
+                    break
+                if not keep_going():
+                    report.complete = False
+                    return report
+        return report
+
+    def _is_candidate(self, row: AccountRow, market: Market, report: ScanReport) -> bool:
+        try:
+            return liquidation_assessment(row.account, market).liquidatable
+        except NoMarkPriceError:
+            # Opened after the marks were read, or marks were lost: the exact evaluation decides.
+            report.unvalued += 1
+            return True
+
+
+def _is_liquidatable(view: AccountView) -> bool:
+    if view.account is None:
+        return False
+    return liquidation_assessment(view.account, view.market).liquidatable
+
+
+def _decide_for(version: str) -> Callable[[AccountView], Decision | None]:
+    """Decide only about the very state that the key was made for."""
+
+    def decide(view: AccountView) -> Decision | None:
+        if view.account is None or view.version != version:
+            return None
+        result = liquidate(view.account, view.market)
+        if result is None or not result.closed:
+            return None
+        return _decision(view, result)
+
+    return decide
+
+
+def _decision(view: AccountView, liquidation: LiquidationResult) -> Decision:
+    count(MetricName.LIQUIDATIONS)
+    account_id = liquidation.account.account_id
+    detail = {
+        "equity": plain(liquidation.equity),
+        "maintenance_margin": plain(liquidation.maintenance_margin),
+        "reason": liquidation.reason,
+        "positions": [
+            {
+                "symbol": closed.symbol,
+                "quantity": plain(closed.quantity),
+                "entry_price": plain(closed.entry_price),
+                "price": plain(closed.price),
+                "realised_pnl": plain(closed.realised_pnl),
+            }
+            for closed in liquidation.closed
+        ],
+        "shortfall": plain(liquidation.shortfall),
+    }
+    return Decision(
+        type=EventType.LIQUIDATION,
+        account=liquidation.account,
+        ledger_lines=liquidation.ledger_lines,
+        detail=detail,
+        result={"account_id": account_id, **detail},
+        marks={symbol: view.market.mark_price(symbol) for symbol in (view.account.positions if view.account else ())},
+    )
+
+

@@ -1,0 +1,49 @@
+"""Margin of one account: equity, requirements, utilisation and its positions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from margin.domain.account import Account
+from margin.domain.risk import AccountRisk, PositionRisk, assess, assess_positions
+from margin.errors import UnknownAccountError
+from margin.ports import AccountStore
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AccountMargin:
+    """One account with its risk at the marks in force."""
+
+    account: Account
+    risk: AccountRisk
+    positions: tuple[PositionRisk, ...]
+
+
+class MarginService:
+    """Answers questions about the margin of an account.
+
+    Parameters
+    ----------
+    accounts : AccountStore
+        Hot state.
+    """
+
+    def __init__(self, accounts: AccountStore) -> None:
+        self._accounts = accounts
+
+    async def account_margin(self, account_id: int) -> AccountMargin:
+        """Equity, margins and positions of one account, all of one moment.
+
+        Raises
+        ------
+        UnknownAccountError
+        NoMarkPriceError
+            A position has no mark price, so nothing can be summed up.
+        UnavailableError
+        """
+        view = await self._accounts.read(account_id)
+        if view.account is None:
+            raise UnknownAccountError(account_id)
+        return AccountMargin(
+            view.account, assess(view.account, view.market), tuple(assess_positions(view.account, view.market))
+        )

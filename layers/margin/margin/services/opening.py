@@ -1,0 +1,131 @@
+"""Opening partitions: making sure that Redis holds the whole state before anything relies on it.
+
+A partition is opened for one server (its run_id) and one epoch. When the marker does not vouch for that, because Redis was emptied,
+restarted or failed over, every account is compared with history, put back where it differs, and a new epoch begins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from margin.domain.event import parse_version
+from margin.errors import PostgresUnavailableError, StateNotLoadedError
+from margin.observability import logger
+from margin.ports import AccountStore, History, PartitionStore
+from margin.services.drain import DrainReport, DrainService
+from margin.services.healing import HealingService
+
+ACCOUNTS_PER_PAGE = 500
+
+
+@dataclasses.dataclass(slots=True)
+class OpeningReport:
+    """What it took to open."""
+
+    opened: list[int] = dataclasses.field(default_factory=list)
+    accounts: int = 0
+    loaded: int = 0
+    drained: int = 0
+
+
+class OpeningService:
+    """Opens partitions.
+
+    Parameters
+    ----------
+    partitions : PartitionStore
+        The markers.
+    accounts, history : AccountStore, History
+        What is compared. The account store is one that does not look at markers when it connects.
+    healing, drain : HealingService, DrainService
+        How what differs is put right.
+    """
+
+    def __init__(
+        self,
+        partitions: PartitionStore,
+        accounts: AccountStore,
+        history: History,
+        healing: HealingService,
+        drain: DrainService,
+    ) -> None:
+        self._partitions = partitions
+        self._accounts = accounts
+        self._history = history
+        self._healing = healing
+        self._drain = drain
+
+    async def needed(self) -> list[int]:
+        """Partitions whose marker does not vouch for the server that answers.
+
+        Raises
+        ------
+        RedisUnavailableError
+        """
+        count = self._accounts.partitions
+        return [
+            partition for partition in range(count) if not (await self._partitions.state(partition)).whole(count)
+        ]
+
+    async def open(self) -> OpeningReport:
+        """Open every partition that needs it; nothing to do when all are whole.
+
+        The marker goes first, so that nobody commits meanwhile; then what is pending goes to history; then every account is compared
+        with history by version and loaded where it differs; then the marker is set with a new epoch.
+
+        Raises
+        ------
+        StateNotLoadedError
+            Redis holds events that history has lost, or another process is opening at this moment.
+        UnavailableError
+        """
+        report = OpeningReport()
+        if not await self.needed():
+            return report
+        async with self._history.opening_lock() as mine:
+            if not mine:
+                message = "Another process is opening the state at this moment."
+                raise StateNotLoadedError(message)
+            needed = await self.needed()
+            for partition in needed:
+                await self._partitions.close(partition)
+            drained: DrainReport = await self._drain.drain()
+            report.drained = drained.stored
+            await self._compare(report)
+            for partition in needed:
+                state = await self._partitions.state(partition)
+                await self._partitions.open(partition, await self._history.next_epoch(), state.server_run_id)
+                report.opened.append(partition)
+        logger.info("partitions_opened", **dataclasses.asdict(report))
+        return report
+
+    async def _compare(self, report: OpeningReport) -> None:
+        """Load every account that Redis holds at another version than history."""
+        after = 0
+        while rows := await self._history.accounts(after, ACCOUNTS_PER_PAGE):
+            after = rows[-1][0].account.account_id
+            report.accounts += len(rows)
+            versions = await self._versions([row.account.account_id for row, _ in rows])
+            for row, keys in rows:
+                version = versions[row.account.account_id]
+                if version == row.version:
+                    continue
+                self._refuse_lost_history(row.account.account_id, version, row.version)
+                if not await self._healing.load(row, keys, expected_version=version):
+                    message = "The state changed while it was being opened; try again."
+                    raise StateNotLoadedError(message)
+                report.loaded += 1
+
+    async def _versions(self, account_ids: list[int]) -> dict[int, str]:
+        versions: dict[int, str] = {}
+        for partition in range(self._accounts.partitions):
+            mine = [account_id for account_id in account_ids if account_id % self._accounts.partitions == partition]
+            versions.update(await self._accounts.versions(mine))
+        return versions
+
+    @staticmethod
+    def _refuse_lost_history(account_id: int, version: str, stored: str) -> None:
+        """Stop where Redis is ahead although all pending events were drained: history itself went back."""
+        if parse_version(version)[0] > parse_version(stored)[0]:
+            message = f"Account {account_id} is at {version} in Redis and at {stored} in history: history has lost events."
+            raise PostgresUnavailableError(message)

@@ -1,0 +1,130 @@
+"""Random instruments, portfolios and orders, within the limits that the HTTP layer enforces.
+
+Numbers are drawn over many orders of magnitude, because what breaks rounding is a tiny position beside a huge one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from hypothesis import strategies as st
+from margin.domain.account import Account
+from margin.domain.decimals import exact, round_up
+from margin.domain.instrument import Instrument, Tier
+from margin.domain.market import Mark, Market
+from margin.domain.position import Position, Side
+from margin.domain.risk import assess
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SYMBOLS = ("BTC-PERP", "DOGE-PERP", "ETH-PERP", "SOL-PERP")
+NOW_US = 1_700_000_000_000_000
+MARK_MAX_AGE_S = 30
+
+
+@dataclass(frozen=True)
+class Book:
+    account: Account
+    market: Market
+
+
+def units(low: int, high: int) -> st.SearchStrategy[Decimal]:
+    """Decimals of 8 decimals, bounds given in units of the last one."""
+    return st.integers(low, high).map(lambda count: Decimal(count).scaleb(-8))
+
+
+def magnitudes(largest_exponent: int) -> st.SearchStrategy[Decimal]:
+    """Positive decimals of 8 decimals below 10 ** exponent, all orders of magnitude as likely, many of them round."""
+    digits = st.integers(1, largest_exponent + 8).flatmap(
+        lambda length: st.integers(10 ** (length - 1), 10**length - 1)
+    )
+    ragged = digits.map(lambda count: Decimal(count).scaleb(-8))
+    rounded = st.builds(
+        lambda mantissa, exponent: Decimal(mantissa).scaleb(exponent),
+        st.integers(1, 9),
+        st.integers(-8, largest_exponent - 1),
+    )
+    return ragged | rounded
+
+
+prices = magnitudes(6)
+quantities = magnitudes(5)
+sides = st.sampled_from(Side)
+
+
+@st.composite
+def tier_tables(draw: st.DrawFn, tiers_max: int = 4) -> tuple[Tier, ...]:
+    count = draw(st.integers(1, tiers_max))
+    ten_thousandths = st.lists(st.integers(1, 5000), min_size=count, max_size=count).map(sorted)
+    maintenance, extra = draw(ten_thousandths), draw(ten_thousandths)
+    caps = sorted(draw(st.lists(magnitudes(9), min_size=count - 1, max_size=count - 1, unique=True)))
+    return tuple(
+        Tier(cap, Decimal(lower + more).scaleb(-4), Decimal(lower).scaleb(-4))
+        for cap, lower, more in zip([*caps, None], maintenance, extra, strict=True)
+    )
+
+
+@st.composite
+def instruments(draw: st.DrawFn, symbol: str = "BTC-PERP", tiers_max: int = 4) -> Instrument:
+    return Instrument(
+        symbol,
+        draw(tier_tables(tiers_max)),
+        taker_fee=draw(st.sampled_from([Decimal(0), Decimal("0.0005"), Decimal("0.00000001")])),
+        price_band=draw(st.sampled_from([Decimal("0.20"), Decimal("0.05"), Decimal(1)])),
+        mark_max_age_s=draw(st.sampled_from([None, MARK_MAX_AGE_S])),
+    )
+
+
+@st.composite
+def markets(draw: st.DrawFn, *, may_be_stale: bool = False, tiers_max: int = 4) -> Market:
+    configured = draw(st.sets(st.sampled_from(SYMBOLS)))
+    ages_s = st.sampled_from([0, MARK_MAX_AGE_S + 1]) if may_be_stale else st.just(0)
+    return Market(
+        {symbol: Mark(draw(prices), NOW_US - draw(ages_s) * 1_000_000) for symbol in SYMBOLS},
+        {symbol: draw(instruments(symbol, tiers_max)) for symbol in sorted(configured)},
+        NOW_US,
+    )
+
+
+@st.composite
+def positions(draw: st.DrawFn, symbol: str = "BTC-PERP") -> Position:
+    """A position with an entry cost of 16 decimals, near a price that it could have been entered at."""
+    quantity = draw(sides).sign * draw(quantities)
+    dust = Decimal(draw(st.integers(-(10**8), 10**8))).scaleb(-16)
+    return position_at(symbol, quantity, draw(prices), dust)
+
+
+@exact
+def position_at(symbol: str, quantity: Decimal, price: Decimal, dust: Decimal = Decimal(0)) -> Position:
+    return Position(symbol, quantity, quantity * price + dust)
+
+
+@st.composite
+def books(draw: st.DrawFn, *, may_be_stale: bool = False, tiers_max: int = 4, positions_min: int = 0) -> Book:
+    """Any account, solvent or not."""
+    held = draw(st.lists(st.sampled_from(SYMBOLS), unique=True, min_size=positions_min))
+    account = Account(1, draw(units(-(10**15), 10**18)), {symbol: draw(positions(symbol)) for symbol in held})
+    return Book(account, draw(markets(may_be_stale=may_be_stale, tiers_max=tiers_max)))
+
+
+@st.composite
+def solvent_books(draw: st.DrawFn, *, tiers_max: int = 4, positions_max: int = len(SYMBOLS)) -> Book:
+    """An account with positions whose equity covers its maintenance margin, often only just."""
+    held = draw(st.lists(st.sampled_from(SYMBOLS), unique=True, min_size=1, max_size=positions_max))
+    account = Account(1, Decimal(0), {symbol: draw(positions(symbol)) for symbol in held})
+    market = draw(markets(tiers_max=tiers_max))
+    return Book(_with_slack(account, market, draw(st.just(Decimal(0)) | magnitudes(10))), market)
+
+
+@exact
+def _with_slack(account: Account, market: Market, slack: Decimal) -> Account:
+    risk = assess(account, market)
+    return account.with_balance_change(round_up(risk.maintenance_margin - risk.equity) + slack)
+
+
+def at_prices(market: Market, moved: Mapping[str, Decimal]) -> Market:
+    """The same market with other fresh mark prices."""
+    return replace(market, marks={**market.marks, **{symbol: Mark(price, NOW_US) for symbol, price in moved.items()}})

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from margin.domain.instrument import DEFAULT_TIERS, Instrument, Tier, default_instrument
+
+from tests.unit.domain.books import BTC, TWO_TIERS
+
+
+def tier(cap: str | None, initial: str, maintenance: str) -> Tier:
+    return Tier(None if cap is None else Decimal(cap), Decimal(initial), Decimal(maintenance))
+
+
+def test_symbol_never_configured_has_20_and_10_percent() -> None:
+    instrument = default_instrument(BTC)
+    assert instrument.initial_margin(Decimal(50000)) == 10000
+    assert instrument.maintenance_margin(Decimal(50000)) == 5000
+    assert (instrument.taker_fee, instrument.price_band, instrument.version) == (0, Decimal("0.20"), 0)
+
+
+def test_default_instrument_is_made_once_for_a_symbol() -> None:
+    assert default_instrument(BTC) is default_instrument(BTC)
+    assert default_instrument(BTC) == Instrument(BTC, DEFAULT_TIERS)
+
+
+@pytest.mark.parametrize(
+    ("notional", "initial", "maintenance"),
+    [
+        ("0", "0", "0"),
+        ("5000", "500", "250"),
+        ("10000", "1000", "500"),
+        ("10000.01", "1000.002", "500.001"),
+        ("30000", "5000", "2500"),
+    ],
+)
+def test_margin_of_two_tiers_charges_each_part_at_its_own_rate(notional: str, initial: str, maintenance: str) -> None:
+    instrument = Instrument(BTC, TWO_TIERS)
+    assert instrument.initial_margin(Decimal(notional)) == Decimal(initial)
+    assert instrument.maintenance_margin(Decimal(notional)) == Decimal(maintenance)
+
+
+def test_amounts_are_derived_from_caps_and_rates() -> None:
+    instrument = Instrument(BTC, (tier("100", "0.1", "0.05"), tier("1000", "0.2", "0.1"), tier(None, "0.5", "0.4")))
+    assert instrument.initial_amounts == (0, 10, 310)
+    assert instrument.maintenance_amounts == (0, 5, 305)
+
+
+def test_steepest_and_lowest_maintenance_rate_are_those_of_the_outer_tiers() -> None:
+    instrument = Instrument(BTC, TWO_TIERS)
+    assert instrument.steepest_maintenance_rate == Decimal("0.10")
+    assert instrument.lowest_maintenance_rate == Decimal("0.05")
+
+
+def test_negative_notional_is_a_programmers_error() -> None:
+    with pytest.raises(ValueError, match="never negative"):
+        default_instrument(BTC).initial_margin(Decimal(-1))
+    with pytest.raises(ValueError, match="never negative"):
+        default_instrument(BTC).maintenance_margin(Decimal(-1))
+
+
+@pytest.mark.parametrize(
+    ("tiers", "message"),
+    [
+        ((), "last tier"),
+        ((tier("100", "0.2", "0.1"),), "last tier"),
+        ((tier(None, "0.2", "0.1"), tier(None, "0.3", "0.1")), "last tier"),
+        ((tier("100", "0.2", "0.1"), tier("100", "0.2", "0.1"), tier(None, "0.2", "0.1")), "must rise"),
+        ((tier("0", "0.2", "0.1"), tier(None, "0.2", "0.1")), "caps are above 0"),
+        ((tier("1e24", "0.2", "0.1"), tier(None, "0.2", "0.1")), "caps are above 0"),
+        ((tier("NaN", "0.2", "0.1"), tier(None, "0.2", "0.1")), "caps are above 0"),
+        ((tier(None, "0.1", "0.1"),), "0 < maintenance < initial <= 1"),
+        ((tier(None, "0.1", "0"),), "0 < maintenance < initial <= 1"),
+        ((tier(None, "1.01", "0.1"),), "0 < maintenance < initial <= 1"),
+        ((tier(None, "0.200000001", "0.1"),), "at most 8 decimals"),
+        ((tier("100", "0.2", "0.1"), tier(None, "0.15", "0.1")), "must not fall"),
+        ((tier("100", "0.2", "0.1"), tier(None, "0.2", "0.05")), "must not fall"),
+    ],
+)
+def test_unsound_tiers_are_refused(tiers: tuple[Tier, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Instrument(BTC, tiers)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"symbol": ""}, "has a symbol"),
+        ({"taker_fee": Decimal(-1)}, "taker fee"),
+        ({"taker_fee": Decimal(1)}, "taker fee"),
+        ({"price_band": Decimal(0)}, "price band"),
+        ({"price_band": Decimal("1.1")}, "price band"),
+        ({"lot_size": Decimal(0)}, "lot_size"),
+        ({"lot_size": Decimal("1e-9")}, "lot_size"),
+        ({"mark_max_age_s": 0}, "mark_max_age_s"),
+        ({"version": -1}, "version"),
+    ],
+)
+def test_unsound_terms_are_refused(terms: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Instrument(**{"symbol": BTC, **terms})

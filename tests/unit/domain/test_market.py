@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from margin.domain.instrument import Instrument, default_instrument
+from margin.domain.market import Mark, Market
+from margin.errors import NoMarkPriceError
+
+from tests.unit.domain.books import BTC, ETH, NOW_US, market
+
+
+def test_configured_instrument_is_used_and_the_default_otherwise() -> None:
+    configured = Instrument(BTC, taker_fee=Decimal("0.0005"), version=3)
+    assert market("50000", None, configured).instrument(BTC) is configured
+    assert market("50000", None, configured).instrument(ETH) == default_instrument(ETH)
+
+
+def test_mark_price_is_the_last_one() -> None:
+    assert market("50000").mark_price(BTC) == 50000
+
+
+def test_missing_mark_price_is_refused_and_says_what_to_do() -> None:
+    with pytest.raises(NoMarkPriceError, match="No mark price for ETH-PERP; post one to /mark-price first"):
+        market("50000").mark_price(ETH)
+    with pytest.raises(NoMarkPriceError):
+        market("50000").is_stale(ETH)
+
+
+@pytest.mark.parametrize(("age_us", "stale"), [(0, False), (30_000_000, False), (30_000_001, True)])
+def test_mark_is_stale_only_beyond_its_greatest_age(age_us: int, *, stale: bool) -> None:
+    marks = {BTC: Mark(Decimal(50000), NOW_US - age_us)}
+    assert Market(marks, {BTC: Instrument(BTC, mark_max_age_s=30)}, NOW_US).is_stale(BTC) is stale
+
+
+def test_mark_without_age_limit_is_never_stale() -> None:
+    assert not Market({BTC: Mark(Decimal(50000), 0)}, {}, NOW_US).is_stale(BTC)
+
+
+@pytest.mark.parametrize("price", ["0", "-1", "NaN", "Infinity"])
+def test_mark_price_that_is_no_number_above_zero_is_refused(price: str) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Mark(Decimal(price), NOW_US)
