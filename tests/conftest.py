@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from margin_local.servers import EmbeddedPostgres, EmbeddedValkey
 
 if TYPE_CHECKING:

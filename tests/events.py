@@ -30,7 +30,7 @@ class LambdaContext:
         return max(0, round((self.started + self.timeout_s - time.monotonic()) * 1000))
 
 
-def api_gateway_event(  # noqa: PLR0913
+def api_gateway_event(
     method: str,
     path: str,
     body: Any = None,

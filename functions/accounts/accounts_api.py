@@ -68,7 +68,9 @@ async def deposit(
     idempotency_key: IdempotencyKey = None,
 ) -> MoneyAnswer:
     """Credit the account's balance."""
-    return _answer(response, await engine().funds.deposit(account_id, request.amount, key=idempotency_key, caller=caller))
+    return _answer(
+        response, await engine().funds.deposit(account_id, request.amount, key=idempotency_key, caller=caller)
+    )
 
 
 @router.post(
@@ -89,7 +91,9 @@ async def withdraw(
     idempotency_key: IdempotencyKey = None,
 ) -> MoneyAnswer:
     """Debit the account's balance. Pay out only on 200: a 202 is not final."""
-    return _answer(response, await engine().funds.withdraw(account_id, request.amount, key=idempotency_key, caller=caller))
+    return _answer(
+        response, await engine().funds.withdraw(account_id, request.amount, key=idempotency_key, caller=caller)
+    )
 
 
 def _answer(response: Response, moved: Outcome) -> MoneyAnswer:

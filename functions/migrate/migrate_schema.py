@@ -1,7 +1,7 @@
 """Brings the PostgreSQL schema to the newest numbered migration.
 
-Migrations only ever go forward and stay compatible with the release before them, so that a roll-back of the code needs no roll-back of the
-schema: a schema that is newer than this code is left as it is.
+Migrations only ever go forward and stay compatible with the release before them, so that a roll-back of the code
+needs no roll-back of the schema: a schema that is newer than this code is left as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+
 from margin.config import Settings
 from margin.errors import PostgresUnavailableError
 

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 from dotenv import dotenv_values
+
 from margin.config import SettingError, Settings
 from margin.errors import MarginError
-
 from margin_local import server
 from margin_local.servers import EmbeddedServerError
 
 
 def environment() -> dict[str, str]:
-    """The environment, with what `.env` in the working directory adds to it; an empty value counts as none."""
+    """Return the environment, with what `.env` in the working directory adds to it; an empty value counts as none."""
     given = {**dotenv_values(Path(".env")), **os.environ}
     return {name: value for name, value in given.items() if value}
 

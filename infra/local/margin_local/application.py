@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 DESCRIPTION = """\
-A margin engine for perpetual futures: trades under a pre-trade margin check, positions and P&L, mark prices, margin reports,
-liquidation, and history.
+A margin engine for perpetual futures: trades under a pre-trade margin check, positions and P&L,
+mark prices, margin reports, liquidation, and history.
 
-Money, prices and quantities are exact decimals: requests take JSON numbers or strings, all their digits, and answers carry strings.
-Errors are `application/problem+json` with a `code` to branch on."""
+Money, prices and quantities are exact decimals: requests take JSON numbers or strings, all their digits, and answers
+carry strings. Errors are `application/problem+json` with a `code` to branch on."""
 
 
 def make_application(*, title: str = "Margin", version: str = __version__) -> FastAPI:

@@ -17,8 +17,8 @@ MARK_PRICES = {"BTC-PERP": Decimal(50_000)}
 async def seed(engine: Engine) -> bool:
     """Open the demo's accounts and mark its symbol, unless the engine holds anything else.
 
-    A start that was killed half way is completed by the next: until the mark price is set, which comes last, accounts of the demo
-    that hold nothing but their first deposit do not count as something else.
+    A start that was killed half way is completed by the next: until the mark price is set, which comes last, accounts
+    of the demo that hold nothing but their first deposit do not count as something else.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""`python -m margin_local.openapi`: writes the API document, or with --check says whether the one in the repository is true."""
+"""`python -m margin_local.openapi`: write the API document, or with --check say whether the present one is true."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DOCUMENT = Path(__file__).parents[3] / "functions" / "status" / "openapi.json"
 
 
 def render() -> str:
-    """The document as text."""
+    """Return the document as text."""
     return json.dumps(make_application().openapi(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import journal_drain_handler
 import liquidation_scan_handler
 from margin import time_budget
 from margin.errors import MarginError, UnavailableError
 from margin.observability import flush_metrics, logger
-from margin.runtime import Engine
-
 from margin_local.servers import EmbeddedServerError
-from margin_local.stores import LocalStores
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from margin.runtime import Engine
+    from margin_local.stores import LocalStores
 
 FUNCTION_TIMEOUT_S = 30.0
 SCHEDULED: Mapping[str, tuple[float, Callable[[dict[str, Any]], Awaitable[object]]]] = {
@@ -25,7 +27,7 @@ WATCH_EVERY_S = 0.5
 
 
 async def run_scheduled(name: str, every_s: float, function: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
-    """Call a scheduled function for ever, as its schedule would; an error is logged and the next call comes all the same."""
+    """Call a scheduled function for ever, as its schedule would; an error is logged and does not end that."""
     while True:
         await asyncio.sleep(every_s)
         try:
@@ -34,7 +36,7 @@ async def run_scheduled(name: str, every_s: float, function: Callable[[dict[str,
                 await function({})
         except (MarginError, TimeoutError) as error:
             logger.warning("scheduled_function_failed", function=name, reason=str(error))
-        except Exception:
+        except Exception:  # noqa: BLE001 - a schedule goes on whatever one call did
             logger.exception("scheduled_function_failed", function=name)
         finally:
             flush_metrics()
@@ -55,5 +57,5 @@ async def watch(stores: LocalStores, engine: Engine) -> None:
             if healthy:
                 logger.warning("stores_unavailable", reason=str(error))
             healthy = False
-        except Exception:
+        except Exception:  # noqa: BLE001 - the watch goes on whatever one look did
             logger.exception("watch_failed")

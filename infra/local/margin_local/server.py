@@ -6,21 +6,21 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import uvicorn
-from margin import observability, runtime
-from margin.config import Settings
-from margin.errors import UnavailableError
-from migrate_schema import migrate
 
+from margin import observability, runtime
+from margin.errors import UnavailableError
 from margin_local import demo_accounts, schedule
 from margin_local.application import make_application
 from margin_local.stores import LocalStores
+from migrate_schema import migrate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from margin.config import Settings
 
 SHUTDOWN_S = 5
 OPENING_TIMEOUT_S = 30.0
@@ -45,7 +45,9 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        message = f"cannot listen on {host}:{port} ({error.strerror}); set PORT to a free one, for example PORT=8001 make run"
+        message = (
+            f"cannot listen on {host}:{port} ({error.strerror}); set PORT to a free one, for example PORT=8001 make run"
+        )
         raise PortTakenError(message) from error
     return listener
 
@@ -134,7 +136,7 @@ def run(settings: Settings, environment: dict[str, str]) -> None:
 
 
 async def _open(engine: runtime.Engine) -> None:
-    """Open the state; another process may be doing it at this moment, or a store given from outside may just be starting."""
+    """Open the state; another process may be doing it, or a store given from outside may just be starting."""
     deadline_s = asyncio.get_running_loop().time() + OPENING_TIMEOUT_S
     while True:
         try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-
-from margin.config import Settings
+from typing import TYPE_CHECKING
 
 from margin_local.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from margin.config import Settings
 
 
 class LocalStores:

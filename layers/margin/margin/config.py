@@ -1,13 +1,16 @@
 """Settings of the engine: the one place that reads the environment.
 
-Every variable has a default that is right on a laptop; a wrong value stops the start with a sentence that names the variable.
+Every variable has a default that is right on a laptop; a wrong value stops the start with a sentence that names the
+variable.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 PARTITIONS_MAX = 1024
 
@@ -23,8 +26,8 @@ class SettingError(ValueError):
 class Settings:
     """All settings, typed. Units stand last in the names.
 
-    ``redis_timeout_s`` and the two PostgreSQL ones bound every single outside call: together they stay below the time in which
-    a caller is promised an answer (3 s), which stays below the function's own timeout.
+    ``redis_timeout_s`` and the two PostgreSQL ones bound every single outside call: together they stay below the time
+    in which a caller is promised an answer (3 s), which stays below the function's own timeout.
     """
 
     app_name: str = "margin"

@@ -28,8 +28,9 @@
         ├── PostgresUnavailableError
         └── OutcomeUnknownError
 
-``code`` is what a program branches on and an operator looks up, ``status`` the HTTP status, ``retryable`` whether the same
-request may succeed later unchanged. The module stands at the centre: domain, services and clients may all import it.
+``code`` is what a program branches on and an operator looks up, ``status`` the HTTP status, ``retryable`` whether the
+same request may succeed later unchanged. The module stands at the centre: domain, services and clients may all import
+it.
 """
 
 from __future__ import annotations

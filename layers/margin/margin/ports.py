@@ -6,15 +6,17 @@ Clients implement these protocols against Redis and PostgreSQL; tests implement 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from decimal import Decimal
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from margin.domain.account import Account
-from margin.domain.event import Event, StoredEvent
-from margin.domain.market import Market
-from margin.domain.safe_zone import Trigger
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from decimal import Decimal
+
+    from margin.domain.account import Account
+    from margin.domain.event import Event, StoredEvent
+    from margin.domain.market import Market
+    from margin.domain.safe_zone import Trigger
 
 ENGINE_CONTROL = "engine"
 
@@ -76,7 +78,7 @@ class Commit:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Committed:
-    """The event happened. ``pending`` are the account's events not yet in history, oldest first, this one among them."""
+    """The event happened. ``pending`` are the account's events that history may not have, oldest first."""
 
     event_id: int
     crossed: bool
@@ -141,10 +143,15 @@ class HistoryKey:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Appended:
-    """How history took the events of one account: those in ``stored`` are safe; a fork means another event stands there."""
+    """How history took the events of one account.
+
+    ``stored`` are safe. ``forked``: another event stands in the place of the next one, or its key is another's
+    (``key_used_by`` is its id then), so it can never be stored. ``gap``: events before the next one are missing.
+    """
 
     stored: tuple[int, ...]
     forked: bool = False
+    key_used_by: int | None = None
     gap: bool = False
 
 
@@ -191,7 +198,7 @@ class AccountStore(Protocol):
         """Take events that are in history off the pending list."""
 
     async def page(self, partition: int, cursor: str) -> AccountPage:
-        """Some accounts of a partition, in no particular order; every account is seen once at least."""
+        """Read some accounts of a partition, in no particular order; every account is seen once at least."""
 
     async def versions(self, account_ids: Sequence[int]) -> dict[int, str]:
         """Versions of accounts of one partition ("" for those that Redis does not have)."""

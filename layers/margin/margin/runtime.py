@@ -1,7 +1,8 @@
 """The composition root: the only module that knows which client serves which port.
 
-An execution environment has one `Engine`, made when it is first asked for. Every part of it is made when first used, and no part opens a
-connection before it is needed: an import costs no round trip, and a snapshot of the process holds no socket.
+An execution environment has one `Engine`, made when it is first asked for. Every part of it is made when first used,
+and no part opens a connection before it is needed: an import costs no round trip, and a snapshot of the process holds
+no socket.
 """
 
 from __future__ import annotations
@@ -105,9 +106,7 @@ class Engine:
     @cached_property
     def marks(self) -> MarkPriceService:
         """Mark prices."""
-        return MarkPriceService(
-            self.market, self.liquidations, crossed_inline_max=self.settings.crossed_inline_max
-        )
+        return MarkPriceService(self.market, self.liquidations, crossed_inline_max=self.settings.crossed_inline_max)
 
     @cached_property
     def liquidations(self) -> LiquidationService:
@@ -160,16 +159,14 @@ _engines: list[Engine] = []
 
 
 def engine() -> Engine:
-    """The engine of this process, made of the environment when first asked for."""
+    """Return the engine of this process, made of the environment when first asked for."""
     if not _engines:
         settings = Settings.from_environment(os.environ)
-        observability.configure(
-            publish_metrics=bool(settings.aws_lambda_function_name), log_level=settings.log_level
-        )
+        observability.configure(publish_metrics=bool(settings.aws_lambda_function_name), log_level=settings.log_level)
         use(Engine(settings))
     return _engines[0]
 
 
 def use(other: Engine | None) -> None:
-    """Make ``other`` the engine of this process (the local server, tests); None makes the next one from the environment."""
+    """Make ``other`` the engine of this process (local server, tests); with None the environment makes the next."""
     _engines[:] = [] if other is None else [other]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 import redis
+
 from margin_local.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 
 if TYPE_CHECKING:

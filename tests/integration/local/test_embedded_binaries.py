@@ -6,6 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 import pytest
+
 from margin_local.servers import EmbeddedPostgres, EmbeddedServerError, EmbeddedValkey, binaries
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
 from margin_local.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedServerError, EmbeddedValkey, ports
 
 if TYPE_CHECKING:

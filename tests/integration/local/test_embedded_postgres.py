@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+
 from margin_local.servers import EmbeddedPostgres, EmbeddedServerError, relocation
 from margin_local.servers.account import Account
 

@@ -101,7 +101,7 @@ async def execute_trade(
 
 
 @router.get("/trades/{account_id}")
-async def list_trades(  # noqa: PLR0913, PLR0917
+async def list_trades(
     account_id: AccountIdPath,
     limit: Limit = 100,
     cursor: Cursor = None,

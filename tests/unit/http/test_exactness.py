@@ -100,8 +100,17 @@ def test_an_answer_class_of_exact_parts_can_be_made() -> None:
     )
 
 
-@pytest.mark.parametrize("value", [0.1, "0.1", 1, True])
-def test_an_answer_takes_only_decimals(value: object) -> None:
+def test_an_answer_takes_its_own_form_back() -> None:
+    class Shown(Answer):
+        value: DecimalText
+
+    assert Shown.model_validate({"value": "123456789012.12345678"}).value == Decimal("123456789012.12345678")
+
+
+@pytest.mark.parametrize(
+    "value", [0.1, 1, True, "0.10", "1E-8", "NaN", " 1", "1\n", "\u0661", Decimal("NaN"), Decimal("Infinity")]
+)
+def test_an_answer_takes_only_finite_decimals_and_their_own_form(value: object) -> None:
     class Shown(Answer):
         value: DecimalText
 

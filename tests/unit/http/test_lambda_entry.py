@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from typing import Any
@@ -174,6 +175,27 @@ def test_work_that_does_not_let_itself_be_cancelled_is_left_behind_and_answers_n
     LOOP.run_until_complete(asyncio.sleep(0.6))
     assert ended == ["stubborn"]
     assert get("/loop")["statusCode"] == 200
+
+
+def test_work_left_behind_can_neither_answer_nor_complain() -> None:
+    complaints: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await stubborn()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        ended.append("sent into the void")
+        raise LookupError("late")
+
+    late = http_handler(app)
+    LOOP.set_exception_handler(lambda loop, context: complaints.append(context))
+    try:
+        late(api_gateway_event("GET", "/"), LambdaContext(timeout_s=lambda_entry.RESERVE_S + 0.05))
+        LOOP.run_until_complete(asyncio.sleep(0.6))
+        gc.collect()
+    finally:
+        LOOP.set_exception_handler(None)
+    assert ended == ["stubborn", "sent into the void"]
+    assert complaints == []
 
 
 def test_the_remaining_time_is_known_to_the_code_and_infinite_outside() -> None:

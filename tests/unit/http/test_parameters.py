@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from fastapi import Depends
 from starlette.datastructures import Headers
 
 from margin.caller import Caller, caller_of
+from margin.http import Answer, Router, create_app
 from margin.http.app import caller
 from margin.http.route import HttpRequest
+from margin.lambda_entry import http_handler
 from tests.events import LambdaContext, api_gateway_event
 from tests.unit.http.exchange import TRADE, app, call, handler
+
+
+class Depth(Answer):
+    depth: int
 
 
 def test_defaults_are_used_when_the_query_is_empty() -> None:
@@ -96,6 +103,21 @@ async def test_a_body_that_never_ends_is_refused_at_the_limit() -> None:
 
     await app({"type": "http", "method": "POST", "path": "/trade", "query_string": b"", "headers": []}, receive, send)
     assert (sent[0]["status"], chunks) == (413, 65)
+
+
+def test_a_query_parameter_of_a_dependency_is_known() -> None:
+    router = Router()
+
+    async def depth(depth: int = 1) -> int:
+        return depth
+
+    @router.get("/depth")
+    async def read_depth(value: int = Depends(depth)) -> Depth:
+        return Depth(depth=value)
+
+    handle = http_handler(create_app(router, title="t", version="1", description="d"))
+    answer = handle(api_gateway_event("GET", "/depth", query="depth=3"), LambdaContext())
+    assert answer["body"] == '{"depth":3}'
 
 
 def test_the_caller_of_a_token_is_its_subject() -> None:

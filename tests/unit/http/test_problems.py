@@ -19,7 +19,7 @@ from margin.errors import (
 from margin.http import Answer, Router, create_app, problems
 from margin.http.problem import request_id
 from margin.lambda_entry import http_handler
-from margin.observability import MetricName, counted, flush_metrics
+from margin.observability import configure
 from tests.events import LambdaContext, api_gateway_event
 from tests.unit.http.exchange import call, fail_with, trade
 
@@ -58,11 +58,12 @@ def test_every_error_answers_its_own_status_and_code(error: type[MarginError]) -
     assert ("retry-after" in reply.headers) == (error.status == 503)
 
 
-def test_a_store_that_is_down_says_when_to_retry_and_is_counted() -> None:
-    flush_metrics()
+def test_a_store_that_is_down_says_when_to_retry_and_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(publish_metrics=True)
     fail_with(StateNotLoadedError("Redis was restarted."))
     assert trade().headers["retry-after"] == "2"
-    assert counted(MetricName.STORE_UNAVAILABLE) == 0, "the invocation flushed what it counted"
+    configure(publish_metrics=False)
+    assert '"StoreUnavailable":[1.0]' in capsys.readouterr().out
 
 
 def test_an_invalid_request_of_a_service_names_its_field() -> None:

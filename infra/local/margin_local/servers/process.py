@@ -48,7 +48,7 @@ class KeptProcess:
         If the program cannot be executed.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts of one command
+    def __init__(
         self,
         command: Sequence[str],
         *,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from decimal import Decimal
-
+from typing import TYPE_CHECKING
 
 from margin.clients import keys
 from margin.clients.base_redis import BaseRedisClient, Script, redis_errors
@@ -13,22 +12,26 @@ from margin.clients.instrument_json import parse_instrument
 from margin.domain.account import Account
 from margin.domain.decimals import plain
 from margin.domain.event import StoredEvent
-from margin.domain.instrument import Instrument
 from margin.domain.market import Mark, Market
 from margin.domain.position import Position
-from margin.domain.safe_zone import Trigger
 from margin.ports import (
     AccountPage,
     AccountRow,
     AccountView,
     Commit,
-    Committed,
     CommitReply,
+    Committed,
     Conflict,
     HistoryAccount,
     HistoryKey,
     StoredResult,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from margin.domain.instrument import Instrument
+    from margin.domain.safe_zone import Trigger
 
 ACCOUNTS_PER_PAGE = 200
 _MICROSECONDS_PER_S = 1_000_000
@@ -154,7 +157,7 @@ class AccountRedisClient(BaseRedisClient):
             await _FORGET.run(self.redis, keys.marker(partition, self.partitions), account_id, *event_ids)
 
     async def page(self, partition: int, cursor: str) -> AccountPage:
-        """Some accounts of a partition; start and end with cursor "0". An account can be seen twice, never missed."""
+        """Read some accounts of a partition; start and end with cursor "0". One can be seen twice, none is missed."""
         reply = await self.ask(_PAGE, partition, self.partitions, cursor, ACCOUNTS_PER_PAGE)
         return AccountPage(cursor=reply[1], rows=tuple(_account_row(*row) for row in reply[2]))
 
@@ -168,7 +171,12 @@ class AccountRedisClient(BaseRedisClient):
         return {account_id: version or "" for account_id, version in zip(account_ids, found, strict=True)}
 
     async def load(
-        self, row: HistoryAccount, keys_: Sequence[HistoryKey], triggers: Mapping[str, Trigger], *, expected_version: str
+        self,
+        row: HistoryAccount,
+        keys_: Sequence[HistoryKey],
+        triggers: Mapping[str, Trigger],
+        *,
+        expected_version: str,
     ) -> bool:
         """Replace an account by what history holds, without a look at the marker.
 
@@ -258,5 +266,3 @@ def _record(key: HistoryKey) -> str:
 
 def _ttl_ms(ttl_s: float) -> int:
     return max(1, int(ttl_s * 1000))
-
-

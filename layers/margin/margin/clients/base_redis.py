@@ -1,13 +1,12 @@
-"""Connections to Redis: timeouts, errors, scripts, and the check that a connection leads to a server whose state is whole.
+"""Connections to Redis: timeouts, errors, scripts, and whether a connection leads to a server that holds the state.
 
-The driver retries nothing. A reply that was lost must be asked for, never provoked by a second execution, and only the code that knows
-what a script does can know that (see `margin.services.journal`).
+The driver retries nothing. A reply that was lost must be asked for, never provoked by a second execution, and only
+the code that knows what a script does can know that (see `margin.services.journal`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,16 @@ from margin.clients import keys
 from margin.errors import RedisUnavailableError, StateNotLoadedError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from redis.asyncio.connection import AbstractConnection
 
     from margin.config import Settings
 
 _SCRIPTS = Path(__file__).parent
-_NOT_LOADED = "Redis does not hold the whole state: {reason}. The engine answers again when the state was rebuilt from history."
+_NOT_LOADED = (
+    "Redis does not hold the whole state: {reason}. The engine answers again when the state was rebuilt from history."
+)
 
 
 class ForeignServerError(exceptions.RedisError):
@@ -135,8 +138,8 @@ def make_redis(settings: Settings, *, check_marker: bool = True) -> Redis:
     settings : Settings
         Where Redis is, how long a call may take, how many partitions there are.
     check_marker : bool
-        Whether a new connection must lead to a server that every partition's marker names. Only the code that opens partitions
-        goes without.
+        Whether a new connection must lead to a server that every partition's marker names. Only the code that opens
+        partitions goes without.
     """
 
     async def on_connect(connection: AbstractConnection) -> None:
@@ -166,7 +169,7 @@ def make_redis(settings: Settings, *, check_marker: bool = True) -> Redis:
 
 
 async def _check_markers(connection: AbstractConnection, partitions: int) -> None:
-    """Compare the server's run_id with every marker: a restart or a fail-over shows here, before anything is read or written.
+    """Compare the server's run_id with every marker: a restart or a fail-over shows before anything is read.
 
     Raises
     ------
@@ -186,7 +189,7 @@ async def _check_markers(connection: AbstractConnection, partitions: int) -> Non
 
 
 def server_run_id(info: str | bytes) -> str:
-    """The run_id in the text that ``INFO server`` answers."""
+    """Read the run_id in the text that ``INFO server`` answers."""
     text = info.decode() if isinstance(info, bytes) else info
     for line in text.splitlines():
         if line.startswith("run_id:"):

@@ -1,8 +1,8 @@
 """Names of the Redis keys.
 
-One partition is a whole set of keys under one hash tag: everything that one account needs, instruments and marks included, so that a
-script touches one slot. With a single partition there is no tag and the keys are those that people read: ``balances``,
-``position:1:BTC-PERP``, ``mark_prices``.
+One partition is a whole set of keys under one hash tag: everything that one account needs, instruments and marks
+included, so that a script touches one slot. With a single partition there is no tag and the keys are those that
+people read: ``balances``, ``position:1:BTC-PERP``, ``mark_prices``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ def partition_of(account_id: int, partitions: int) -> int:
 
 
 def prefix(partition: int, partitions: int) -> str:
-    """What stands before every key of a partition."""
+    """Return what stands before every key of a partition."""
     return "" if partitions == 1 else f"{{p{partition}}}:"
 
 
 def marker(partition: int, partitions: int) -> str:
-    """The one key that every script declares; the script derives the others from it."""
+    """Name the one key that every script declares; the script derives the others from it."""
     return f"{prefix(partition, partitions)}marker"

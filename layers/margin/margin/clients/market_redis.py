@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from margin.clients.base_redis import BaseRedisClient, Script, redis_errors
 from margin.clients.instrument_json import parse_instrument
@@ -11,6 +11,9 @@ from margin.domain.decimals import plain
 from margin.domain.market import Mark, Market
 from margin.errors import LimitExceededError
 from margin.ports import MarkUpdate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SYMBOLS_MAX = 1000
 

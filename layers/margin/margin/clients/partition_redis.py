@@ -47,7 +47,9 @@ class PartitionRedisClient(BaseRedisClient):
         """
         for partition in range(self.partitions):
             if not (await self.state(partition)).whole(self.partitions):
-                message = f"Redis does not hold the whole state of partition {partition}; it is rebuilt from history first."
+                message = (
+                    f"Redis does not hold the whole state of partition {partition}; it is rebuilt from history first."
+                )
                 raise StateNotLoadedError(message)
         async with redis_errors():
             memory = await self.redis.info("memory")

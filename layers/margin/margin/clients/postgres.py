@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
+import datetime as dt
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from margin.clients.postgres_pool import Lease, PostgresPool, Row
-from margin.config import Settings
 from margin.domain.account import Account
 from margin.domain.event import StoredEvent, canonical, digest, version_of
 from margin.domain.position import Position
 from margin.errors import PostgresUnavailableError
 from margin.ports import Appended, HistoryAccount, HistoryKey, LiquidationQuery, TradeQuery
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from margin.config import Settings
+
 _APPEND = (Path(__file__).parent / "append_events.sql").read_text(encoding="utf-8")
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_MICROSECOND = datetime.timedelta(microseconds=1)
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND = dt.timedelta(microseconds=1)
 _OPENING_LOCK = 7_305_461_209
 """Advisory lock of the one that opens partitions; any constant does."""
 
@@ -142,7 +145,7 @@ class PostgresClient:
         return next(iter(await self._with_keys(rows)), None)
 
     async def accounts(self, after_account_id: int, limit: int) -> list[tuple[HistoryAccount, list[HistoryKey]]]:
-        """The same for many accounts, in order of their ids."""
+        """Do the same for many accounts, in order of their ids."""
         rows = await self._pool.query(_ACCOUNTS, {"after": after_account_id, "limit": limit})
         return await self._with_keys(rows)
 
@@ -205,8 +208,8 @@ class PostgresWriter:
     async def append(self, events: Sequence[StoredEvent]) -> dict[int, Appended]:
         """Store events of any accounts; those of one account must be in order and without a hole.
 
-        One round trip when all are new. What the statement left alone is looked at a second time: stored already by another (the
-        rest is then stored), or a fork, or behind a gap.
+        One round trip when all are new. What the statement left alone is looked at a second time: stored already by
+        another (the rest is then stored), or a fork, or behind a gap.
 
         Raises
         ------
@@ -241,8 +244,9 @@ class PostgresWriter:
     async def _second_look(self, chain: Sequence[_Link]) -> Appended:
         """Find out why the events of an account were left alone, and store those that can be.
 
-        Others may store the same events at the same time, so a failed insertion says nothing by itself: only what is seen in history
-        decides. The loop ends, because each turn that stores nothing means that another has stored something.
+        Others may store the same events at the same time, so a failed insertion says nothing by itself: only what is
+        seen in history decides. The loop ends, because each turn that stores nothing means that another has stored
+        something.
         """
         stored: list[int] = []
         rest = list(chain)
@@ -254,10 +258,11 @@ class PostgresWriter:
                 break
             first = rest[0]
             if seen[first.n].stands_in_the_way_of(first):
-                return Appended(tuple(stored), forked=True)
+                key_used_by = None if seen[first.n].key_id is None else first.event.event_id
+                return Appended(tuple(stored), forked=True, key_used_by=key_used_by)
             if seen[first.n].head_n < first.n - 1:
                 return Appended(tuple(stored), gap=True)
-            free = list(itertools.takewhile(lambda link: not seen[link.n].stands_in_the_way_of(link), rest))
+            free = _free(rest, seen)
             if first.account_id in await self._insert(free):
                 stored += [link.event.event_id for link in free]
                 rest = rest[len(free) :]
@@ -303,14 +308,19 @@ class _Place:
     head_id: int
 
     def stands_in_the_way_of(self, link: _Link) -> bool:
-        """Whether the event can never be stored: its place or its key is another's, or its predecessor is not the one it names."""
+        """Whether the event can never be stored: its place, its key or its predecessor is another event's."""
         event_id = link.event.event_id
         if self.present_id is not None or self.key_id is not None:
             return self.present_id != event_id
         return self.head_n == link.n - 1 and self.head_id != link.previous_event_id
 
 
-def _moment(microseconds: int | None) -> datetime.datetime | None:
+def _free(rest: Sequence[_Link], seen: Mapping[int, _Place]) -> list[_Link]:
+    """Those before the first that can never be stored."""
+    return list(itertools.takewhile(lambda link: not seen[link.n].stands_in_the_way_of(link), rest))
+
+
+def _moment(microseconds: int | None) -> dt.datetime | None:
     return None if microseconds is None else _EPOCH + microseconds * _MICROSECOND
 
 
@@ -326,5 +336,3 @@ def _history_account(row: Row) -> HistoryAccount:
     }
     account = Account(row["account_id"], row["balance"], positions)
     return HistoryAccount(version_of(row["n"], row["event_id"]), row["chain_hash"], account)
-
-

@@ -1,8 +1,9 @@
 """A few kept connections to PostgreSQL, each call on them bounded in time.
 
-A Lambda execution environment is frozen between invocations, so a pool with tasks of its own has no place here: connections are opened
-when asked for, kept when they come back sound, and closed by their deadline. Cancelling a task that waits for a frozen server takes
-the driver ten seconds more; closing the connection under it does not, so that is what a deadline does.
+A Lambda execution environment is frozen between invocations, so a pool with tasks of its own has no place here:
+connections are opened when asked for, kept when they come back sound, and closed by their deadline. Cancelling a task
+that waits for a frozen server takes the driver ten seconds more; closing the connection under it does not, so that is
+what a deadline does.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.rows import dict_row
 
-from margin.config import Settings
 from margin.errors import PostgresUnavailableError
+
+if TYPE_CHECKING:
+    from margin.config import Settings
 
 Connection = psycopg.AsyncConnection[dict[str, Any]]
 Row = dict[str, Any]
@@ -142,8 +145,9 @@ class Lease:
     async def fetch(self, query: str, parameters: Parameters = ()) -> list[Row]:
         """Execute one statement and answer its rows.
 
-        A kept connection can have died while nobody looked (a thawed environment, a restarted server). That shows at its first use,
-        and then the statement is executed once more on a new one: every statement of the engine may be.
+        A kept connection can have died while nobody looked (a thawed environment, a restarted server). That shows at
+        its first use, and then the statement is executed once more on a new one: every statement of the engine may
+        be.
 
         Raises
         ------

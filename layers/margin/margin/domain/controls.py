@@ -5,12 +5,16 @@ A switch that was never set is active. Names are ``engine``, ``symbol:BTC-PERP``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from margin.domain.account import Account
-from margin.domain.order import Order
+from margin.domain.order import Order, purely_reduces
 from margin.errors import NotActiveError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from margin.domain.account import Account
 
 
 class ControlState(StrEnum):
@@ -28,11 +32,12 @@ def allow_trade(controls: Mapping[str, str], account: Account, order: Order) -> 
     ------
     NotActiveError
     """
+    reduces = purely_reduces(account.positions.get(order.symbol), order)
     for name, state in controls.items():
         if state == ControlState.PAUSED:
             message = f"Trading is paused ({name})."
             raise NotActiveError(message)
-        if state == ControlState.REDUCE_ONLY and not order.purely_reduces(account):
+        if state == ControlState.REDUCE_ONLY and not reduces:
             message = f"Only trades that reduce a position are accepted now ({name} is reduce-only)."
             raise NotActiveError(message)
 

@@ -1,8 +1,9 @@
 """Events: what happened to one account, as one link of its chain.
 
-The body of an event is canonical JSON (sorted keys, no spaces, decimals as strings, whole numbers as numbers), so that its hash can be
-recomputed by anyone from what history holds. A body names the id and the hash of the event before it: an edit or a deletion in the
-middle of a chain is visible. Its own id is not part of it, because Redis assigns that when the event commits; the next body names it.
+The body of an event is canonical JSON (sorted keys, no spaces, decimals as strings, whole numbers as numbers), so
+that its hash can be recomputed by anyone from what history holds. A body names the id and the hash of the event
+before it: an edit or a deletion in the middle of a chain is visible. Its own id is not part of it, because Redis
+assigns that when the event commits; the next body names it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from margin.domain.account import Account
 from margin.domain.decimals import plain
-from margin.domain.ledger import LedgerLine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from margin.domain.account import Account
+    from margin.domain.ledger import LedgerLine
 
 BODY_FORMAT = 1
 """Version of the body's layout; a reader of history can tell old ones from new."""
@@ -34,8 +39,9 @@ class EventType(StrEnum):
 class Event:
     """One event, before it has an id.
 
-    ``n`` counts the account's events from 1. ``positions`` holds the symbols that the event changed (None: closed). ``detail`` is the
-    record of its type (a trade, a liquidation), ``result`` what the caller is answered. All values are JSON values already.
+    ``n`` counts the account's events from 1. ``positions`` holds the symbols that the event changed (None: closed).
+    ``detail`` is the record of its type (a trade, a liquidation), ``result`` what the caller is answered. All values
+    are JSON values already.
     """
 
     type: EventType

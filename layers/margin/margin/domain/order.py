@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from margin.domain.market import Market
     from margin.domain.position import Position
 
-__all__ = ["Order", "TradeResult", "execute_order"]
+__all__ = ["Order", "TradeResult", "execute_order", "purely_reduces"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def execute_order(account: Account, order: Order, market: Market) -> TradeResult
     if order.account_id != account.account_id:
         raise ValueError("an order is executed on its own account")
     position = account.positions.get(order.symbol)
-    reduces = _purely_reduces(position, order)
+    reduces = purely_reduces(position, order)
     _check_terms(order, position, market)
     if not reduces:
         _check_freshness(account, order.symbol, market)
@@ -146,7 +146,8 @@ def execute_order(account: Account, order: Order, market: Market) -> TradeResult
     return TradeResult(after, fill, fee, risk, balanced(fill_lines(fill, fee)))
 
 
-def _purely_reduces(position: Position | None, order: Order) -> bool:
+def purely_reduces(position: Position | None, order: Order) -> bool:
+    """Whether an order makes a position smaller, closing it at the most; it never opens one."""
     if position is None:
         return False
     return position.quantity * order.side.sign < 0 and order.quantity <= abs(position.quantity)
@@ -163,9 +164,7 @@ def _relieves(before: AccountRisk, tested_equity: Decimal, maintenance_margin: D
 def _check_terms(order: Order, position: Position | None, market: Market) -> None:
     instrument = market.instrument(order.symbol)
     # A position older than the present lot size must stay closable.
-    closes_whole = (
-        _purely_reduces(position, order) and position is not None and order.quantity == abs(position.quantity)
-    )
+    closes_whole = purely_reduces(position, order) and position is not None and order.quantity == abs(position.quantity)
     if order.quantity % instrument.lot_size != 0 and not closes_whole:
         raise InvalidRequestError(f"quantity must be a multiple of {plain(instrument.lot_size)}", field="quantity")
     mark_price = market.mark_price(order.symbol)

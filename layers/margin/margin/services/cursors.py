@@ -20,7 +20,7 @@ def encode_cursor(kind: str, *values: str | int) -> str:
     return base64.urlsafe_b64encode(json.dumps([kind, *values]).encode()).decode().rstrip("=")
 
 
-def decode_cursor(kind: str, cursor: str, *types: type[str] | type[int]) -> list[Any]:
+def decode_cursor(kind: str, cursor: str, *types: type[str | int]) -> list[Any]:
     """Read a cursor back.
 
     Raises

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from margin.observability import logger
-from margin.ports import AccountStore, History
-from margin.services.journal import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from margin.ports import AccountStore, History
+    from margin.services.journal import Journal
 
 ACCOUNTS_PER_ROUND = 100
 
@@ -57,7 +61,8 @@ class DrainService:
                     break
                 async with self._history.reserve() as writer:
                     for account_id in todo:
-                        stored = await self._journal.settle(account_id, await self._accounts.pending(account_id), writer)
+                        pending = await self._accounts.pending(account_id)
+                        stored = (await self._journal.settle(account_id, pending, writer)).stored
                         report.stored += len(stored)
                         report.accounts += 1
                         if not stored:

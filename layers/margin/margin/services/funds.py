@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
-from margin.caller import Caller
 from margin.domain.account import Account
 from margin.domain.cash import CashResult, deposit, withdraw
 from margin.domain.controls import allow_withdrawal
@@ -13,9 +12,14 @@ from margin.domain.decimals import plain
 from margin.domain.event import EventType
 from margin.errors import UnknownAccountError
 from margin.observability import logger
-from margin.ports import AccountView
 from margin.services.journal import Decision, Journal, Outcome, WriteRequest
-from margin.services.liquidation import LiquidationService
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from margin.caller import Caller
+    from margin.ports import AccountView
+    from margin.services.liquidation import LiquidationService
 
 
 class FundsService:
@@ -62,7 +66,9 @@ class FundsService:
             if view.account is None:
                 raise UnknownAccountError(account_id)
             allow_withdrawal(view.controls)
-            return _decision(EventType.WITHDRAWAL, withdraw(view.account, amount, view.market), amount, view, guarded=True)
+            return _decision(
+                EventType.WITHDRAWAL, withdraw(view.account, amount, view.market), amount, view, guarded=True
+            )
 
         return await self._move("withdrawal", account_id, amount, decide, key=key, caller=caller)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from margin.domain.safe_zone import triggers
 from margin.errors import ContentionError
 from margin.observability import MetricName, count, logger
-from margin.ports import AccountStore, History, HistoryAccount, HistoryKey, MarketStore
+
+if TYPE_CHECKING:
+    from margin.ports import AccountStore, History, HistoryAccount, HistoryKey, MarketStore
 
 _ATTEMPTS_MAX = 5
 
@@ -31,7 +35,8 @@ class HealingService:
     async def heal(self, account_id: int) -> None:
         """Drop what history refused of an account and load the account from history.
 
-        Events on the pending list go with their idempotency keys: none was acknowledged as final, so a retry executes them anew.
+        Events on the pending list go with their idempotency keys: none was acknowledged as final, so a retry executes
+        them anew.
 
         Raises
         ------

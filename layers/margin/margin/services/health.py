@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from margin.errors import UnavailableError
-from margin.ports import History, PartitionStore
+
+if TYPE_CHECKING:
+    from margin.ports import History, PartitionStore
 
 
 class HealthService:

@@ -78,12 +78,8 @@ class HistoryService:
         if cursor is not None:
             at_us, before_id = decode_cursor("liquidations", cursor, int, int)
             before = (at_us, before_id)
-        rows = await self._history.liquidations(
-            LiquidationQuery(account_id=account_id, before=before, limit=limit + 1)
-        )
+        rows = await self._history.liquidations(LiquidationQuery(account_id=account_id, before=before, limit=limit + 1))
         more = len(rows) > limit
         rows = rows[:limit]
         last = rows[-1] if rows else {}
-        return HistoryPage(
-            rows, encode_cursor("liquidations", last["timestamp_us"], last["id"]) if more else None
-        )
+        return HistoryPage(rows, encode_cursor("liquidations", last["timestamp_us"], last["id"]) if more else None)

@@ -5,8 +5,9 @@
 3. Commit in Redis, in one round trip, if nothing that the decision used has changed.
 4. Append to history, in one round trip, then take the event off the pending list.
 
-A step that fails leaves nothing half done: before the commit nothing was written; after it the event waits on the pending list, where
-the next event of the account or the drain picks it up, and the caller is told that it is not final yet.
+A step that fails leaves nothing half done: before the commit nothing was written; after it the event waits on the
+pending list, where the next event of the account or the drain picks it up, and the caller is told that it is not
+final yet.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import dataclasses
 import json
 import random
 import uuid
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from margin.caller import NOBODY, Caller
-from margin.domain.account import Account
+from margin.domain.decimals import plain
 from margin.domain.event import (
     Event,
     EventType,
@@ -32,8 +32,6 @@ from margin.domain.event import (
     parse_version,
     position_changes,
 )
-from margin.domain.decimals import plain
-from margin.domain.ledger import LedgerLine
 from margin.domain.safe_zone import triggers
 from margin.errors import (
     ContentionError,
@@ -44,8 +42,25 @@ from margin.errors import (
     RedisUnavailableError,
 )
 from margin.observability import MetricName, count, logger
-from margin.ports import AccountStore, AccountView, Commit, Committed, Conflict, History, HistoryWriter, StoredResult
-from margin.services.healing import HealingService
+from margin.ports import (
+    AccountStore,
+    AccountView,
+    Appended,
+    Commit,
+    Committed,
+    Conflict,
+    History,
+    HistoryWriter,
+    StoredResult,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from decimal import Decimal
+
+    from margin.domain.account import Account
+    from margin.domain.ledger import LedgerLine
+    from margin.services.healing import HealingService
 
 COMMIT_ATTEMPTS_MAX = 16
 _BACKOFF_S = 0.002
@@ -57,7 +72,8 @@ _MADE_KEY_TTL_S = 3600
 class WriteRequest:
     """Who wants what: the account, the caller's idempotency key if there is one, and what the key stands for.
 
-    ``fields`` are the request's values in one canonical form; their hash tells a retry from another request under the same key.
+    ``fields`` are the request's values in one canonical form; their hash tells a retry from another request under the
+    same key.
     """
 
     account_id: int
@@ -76,7 +92,8 @@ class WriteRequest:
 class Decision:
     """What is to happen: the account after it, the money that moves, the record of it, and the answer.
 
-    ``marks`` are mark prices without which it must not happen; a trade needs none, for it was tested against its own moment.
+    ``marks`` are mark prices without which it must not happen; a trade needs none, for it was tested against its own
+    moment.
     """
 
     type: EventType
@@ -91,8 +108,8 @@ class Decision:
 class Outcome:
     """What happened.
 
-    ``final``: the event is in history. ``replayed``: it had happened before. ``crossed``: a mark price already crosses one of the
-    account's new triggers, so it must be evaluated at once.
+    ``final``: the event is in history. ``replayed``: it had happened before. ``crossed``: a mark price already
+    crosses one of the account's new triggers, so it must be evaluated at once.
     """
 
     event_id: int
@@ -133,8 +150,8 @@ class Journal:
         request : WriteRequest
             Whose event it is, and under which key.
         decide : callable
-            A pure function of the account as it is; raises to refuse, answers None when there is nothing to do. It is called again
-            when the account changed before its decision could be committed.
+            A pure function of the account as it is; raises to refuse, answers None when there is nothing to do. It is
+            called again when the account changed before its decision could be committed.
 
         Returns
         -------
@@ -180,20 +197,20 @@ class Journal:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
-    async def settle(self, account_id: int, events: Sequence[StoredEvent], writer: HistoryWriter) -> set[int]:
+    async def settle(self, account_id: int, events: Sequence[StoredEvent], writer: HistoryWriter) -> Appended:
         """Step 4 for some events of one account.
 
         Returns
         -------
-        set of int
-            Ids that are in history now.
+        Appended
+            What is in history now; what is forked has been undone.
 
         Raises
         ------
         PostgresUnavailableError
         """
         if not events:
-            return set()
+            return Appended(())
         appended = (await writer.append(events))[account_id]
         with suppress(RedisUnavailableError):
             # Left on the list they are found to be in history by whoever looks next.
@@ -202,7 +219,7 @@ class Journal:
             logger.error("history_gap", account_id=account_id, event_id=events[0].event_id)
         if appended.forked:
             await self._healing.heal(account_id)
-        return set(appended.stored)
+        return appended
 
     async def _read(self, request: WriteRequest, key: str) -> AccountView:
         return await self._accounts.read(request.account_id, symbol=request.symbol, key=key)
@@ -214,8 +231,9 @@ class Journal:
         try:
             return await self._accounts.commit(commit)
         except RedisUnavailableError as error:
-            # The script may have run and its reply been lost. Ask before anything else; and if it has not run, whatever is tried next
-            # carries the same key, so that even a script that runs late is not joined by a second one.
+            # The script may have run and its reply been lost. Ask before anything else; and if it has not run,
+            # whatever is tried next carries the same key, so that even a script that runs late is not joined by a
+            # second one.
             try:
                 asked = await self._read(request, key)
             except RedisUnavailableError:
@@ -275,14 +293,19 @@ class Journal:
     ) -> bool:
         """Step 4 for an event and all that waits before it; whether the event is final."""
         try:
-            stored = await self.settle(account_id, pending, writer)
+            appended = await self.settle(account_id, pending, writer)
         except PostgresUnavailableError:
             count(MetricName.HISTORY_PENDING)
             logger.warning("history_pending", account_id=account_id, event_id=event_id)
             return False
-        if event_id in stored:
+        if event_id in appended.stored:
             return True
-        if any(event.event_id == event_id for event in pending) and await self._dropped(account_id, event_id):
+        if appended.forked and await self._dropped(account_id, event_id):
+            if appended.key_used_by == event_id:
+                message = (
+                    "This Idempotency-Key was used long ago; use a new key for a new request. Nothing was executed."
+                )
+                raise IdempotencyKeyReusedError(message)
             message = "History holds another event in this place; the request was undone. Retry it."
             raise HistoryForkError(message)
         return False

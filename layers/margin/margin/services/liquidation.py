@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterable
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from margin.domain.decimals import plain
 from margin.domain.event import EventType
@@ -14,9 +14,13 @@ from margin.domain.risk import liquidation_assessment
 from margin.domain.safe_zone import triggers
 from margin.errors import MarginError, NoMarkPriceError, UnavailableError
 from margin.observability import MetricName, count, logger
-from margin.ports import AccountRow, AccountStore, AccountView, MarketStore
-from margin.domain.market import Market
 from margin.services.journal import Decision, Journal, WriteRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from margin.domain.market import Market
+    from margin.ports import AccountRow, AccountStore, AccountView, MarketStore
 
 _ANCHOR_ATTEMPTS_MAX = 5
 _EVALUATIONS_AT_ONCE = 8
@@ -61,8 +65,8 @@ class LiquidationService:
     async def evaluate(self, account_id: int) -> Verdict:
         """Evaluate one account: liquidate it, or anchor its triggers to the marks in force.
 
-        The liquidation's key is made of the version that it is decided on, so that however many evaluate at once it happens once; and it
-        commits only at the very marks that it was decided on.
+        The liquidation's key is made of the version that it is decided on, so that however many evaluate at once it
+        happens once; and it commits only at the very marks that it was decided on.
 
         Raises
         ------
@@ -203,5 +207,3 @@ def _decision(view: AccountView, liquidation: LiquidationResult) -> Decision:
         result={"account_id": account_id, **detail},
         marks={symbol: view.market.mark_price(symbol) for symbol in (view.account.positions if view.account else ())},
     )
-
-

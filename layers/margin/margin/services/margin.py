@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-from margin.domain.account import Account
 from margin.domain.risk import AccountRisk, PositionRisk, assess, assess_positions
 from margin.errors import UnknownAccountError
-from margin.ports import AccountStore
+
+if TYPE_CHECKING:
+    from margin.domain.account import Account
+    from margin.ports import AccountStore
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from margin.observability import MetricName, count, logger
-from margin.ports import MarketStore
-from margin.services.liquidation import LiquidationService
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from decimal import Decimal
+
+    from margin.ports import MarketStore
+    from margin.services.liquidation import LiquidationService
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,19 +1,23 @@
 """Opening partitions: making sure that Redis holds the whole state before anything relies on it.
 
-A partition is opened for one server (its run_id) and one epoch. When the marker does not vouch for that, because Redis was emptied,
-restarted or failed over, every account is compared with history, put back where it differs, and a new epoch begins.
+A partition is opened for one server (its run_id) and one epoch. When the marker does not vouch for that, because
+Redis was emptied, restarted or failed over, every account is compared with history, put back where it differs, and a
+new epoch begins.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from margin.domain.event import parse_version
 from margin.errors import PostgresUnavailableError, StateNotLoadedError
 from margin.observability import logger
-from margin.ports import AccountStore, History, PartitionStore
-from margin.services.drain import DrainReport, DrainService
-from margin.services.healing import HealingService
+
+if TYPE_CHECKING:
+    from margin.ports import AccountStore, History, PartitionStore
+    from margin.services.drain import DrainReport, DrainService
+    from margin.services.healing import HealingService
 
 ACCOUNTS_PER_PAGE = 500
 
@@ -63,15 +67,14 @@ class OpeningService:
         RedisUnavailableError
         """
         count = self._accounts.partitions
-        return [
-            partition for partition in range(count) if not (await self._partitions.state(partition)).whole(count)
-        ]
+        return [partition for partition in range(count) if not (await self._partitions.state(partition)).whole(count)]
 
     async def open(self) -> OpeningReport:
         """Open every partition that needs it; nothing to do when all are whole.
 
-        The marker goes first, so that nobody commits meanwhile; then what is pending goes to history; then every account is compared
-        with history by version and loaded where it differs; then the marker is set with a new epoch.
+        The marker goes first, so that nobody commits meanwhile; then what is pending goes to history; then every
+        account is compared with history by version and loaded where it differs; then the marker is set with a new
+        epoch.
 
         Raises
         ------
@@ -127,5 +130,7 @@ class OpeningService:
     def _refuse_lost_history(account_id: int, version: str, stored: str) -> None:
         """Stop where Redis is ahead although all pending events were drained: history itself went back."""
         if parse_version(version)[0] > parse_version(stored)[0]:
-            message = f"Account {account_id} is at {version} in Redis and at {stored} in history: history has lost events."
+            message = (
+                f"Account {account_id} is at {version} in Redis and at {stored} in history: history has lost events."
+            )
             raise PostgresUnavailableError(message)

@@ -1,7 +1,7 @@
 """The margin report: every account, worst first, in pages of one snapshot.
 
-The snapshot is taken at the first page, at one set of marks, and kept some minutes, so that a reader who turns the pages sees every
-account exactly once. It reads only, whatever it finds.
+The snapshot is taken at the first page, at one set of marks, and kept some minutes, so that a reader who turns the
+pages sees every account exactly once. It reads only, whatever it finds.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import json
 import uuid
 import zlib
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from margin.domain.account import Account
 from margin.domain.decimals import plain
-from margin.domain.market import Market
 from margin.domain.risk import AccountRisk, assess
 from margin.errors import CursorInvalidError, LimitExceededError, SnapshotExpiredError
-from margin.ports import AccountStore, MarketStore
 from margin.services.cursors import decode_cursor, encode_cursor
+
+if TYPE_CHECKING:
+    from margin.domain.account import Account
+    from margin.domain.market import Market
+    from margin.ports import AccountStore, MarketStore
 
 ROWS_PER_CHUNK = 1000
 _SUMMARY = "summary"

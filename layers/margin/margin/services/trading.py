@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from margin.caller import Caller
+from typing import TYPE_CHECKING
+
 from margin.domain.controls import allow_trade
 from margin.domain.decimals import plain
 from margin.domain.event import EventType
 from margin.domain.order import Order, TradeResult, execute_order
 from margin.errors import LimitExceededError, RefusedError, UnknownAccountError
 from margin.observability import MetricName, count, logger
-from margin.ports import AccountView
 from margin.services.journal import Decision, Journal, Outcome, WriteRequest
-from margin.services.liquidation import LiquidationService
+
+if TYPE_CHECKING:
+    from margin.caller import Caller
+    from margin.ports import AccountView
+    from margin.services.liquidation import LiquidationService
 
 SYMBOLS_PER_ACCOUNT_MAX = 100
 
