@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from margin import __version__
-from margin.errors import LimitExceededError, UnavailableError
-from margin.http import Answer, DecimalText, Price, Request, Router, Symbol, create_app, problems
+from margin.contract.mark_price import MarkPriceAnswer, MarkPriceRequest
+from margin.errors import LimitExceededError
+from margin.http import STORE_PROBLEMS, Router, create_app, problems
 from margin.lambda_entry import http_handler
 from margin.runtime import engine
 
 router = Router(tags=["market"])
 
 
-class MarkPriceRequest(Request):
-    """The new mark price of a symbol."""
-
-    symbol: Symbol
-    price: Price
-
-
-class MarkPriceAnswer(Answer):
-    """The price in force; `at_risk` is how many accounts it brought to evaluation."""
-
-    success: bool
-    message: str
-    symbol: str
-    price: DecimalText
-    at_risk: int
-
-
 @router.post(
     "/mark-price",
     summary="Update a mark price",
-    responses=problems(LimitExceededError, UnavailableError),
+    responses=problems(LimitExceededError, *STORE_PROBLEMS),
 )
 async def set_mark_price(request: MarkPriceRequest) -> MarkPriceAnswer:
     """Store the price, then liquidate each account that it made liquidatable."""

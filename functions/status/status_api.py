@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from margin import __version__
-from margin.errors import UnavailableError
-from margin.http import Answer, Router, create_app, problems
+from margin.contract.status import HealthAnswer
+from margin.http import STORE_PROBLEMS, Router, create_app, problems
 from margin.lambda_entry import http_handler
 from margin.runtime import engine
 
 router = Router(tags=["status"])
 
 
-class HealthAnswer(Answer):
-    """All stores answer and hold the whole state."""
-
-    status: Literal["healthy"]
-
-
-@router.get("/health", summary="Whether the engine can work", responses=problems(UnavailableError))
+@router.get("/health", summary="Whether the engine can work", responses=problems(*STORE_PROBLEMS))
 async def get_health() -> HealthAnswer:
     """Ask both stores; 503 names the one that cannot be used and why."""
     await engine().health.check()

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
+
 from margin.domain.account import Account
 from margin.domain.decimals import exact, round_up
 from margin.domain.instrument import Instrument, Tier

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from margin.domain import decimals
 from margin.domain.account import calculate_equity
 from margin.domain.cash import deposit, withdraw
@@ -13,7 +14,7 @@ from margin.domain.instrument import Instrument
 from margin.domain.ledger import LedgerAccount, LedgerLine, balanced, fill_lines
 from margin.domain.liquidation import liquidate
 from margin.domain.liquidation_price import liquidation_price, solve_liquidation_price
-from margin.domain.order import Order, execute_order
+from margin.domain.order import Order, execute_order, purely_reduces
 from margin.domain.position import Fill, apply_fill
 from margin.domain.risk import (
     assess,
@@ -24,7 +25,6 @@ from margin.domain.risk import (
 )
 from margin.domain.safe_zone import triggers
 from margin.errors import MarginError
-
 from tests.property.strategies import Book, Side, books, prices, quantities, sides, solvent_books
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def calculations(book: Book, side: Side, quantity: Decimal, price: Decimal) -> l
     instrument, risk = market.instrument(symbol), assess(account, market)
     closed = Fill(None, SMALL, SMALL_GAIN)
     order = Order(1, symbol, side, quantity, price)
+    abs_quantity = position.quantity.copy_abs()
     return [
         lambda: [function(SMALL) for function in (decimals.round_down, decimals.round_up)],
         lambda: [
@@ -82,6 +83,7 @@ def calculations(book: Book, side: Side, quantity: Decimal, price: Decimal) -> l
         lambda: [liquidation_price(account, held, market) for held in account.positions],
         lambda: solve_liquidation_price(position, instrument, LARGE),
         lambda: order.notional,
+        lambda: [purely_reduces(position, Order(1, symbol, closing, abs_quantity, price)) for closing in Side],
         lambda: execute_order(account, order, market),
         lambda: deposit(account, LARGE, market),
         lambda: withdraw(account, quantity, market),

@@ -7,6 +7,7 @@ from fractions import Fraction
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from margin.domain.account import Account
 from margin.domain.cash import deposit, withdraw
 from margin.domain.decimals import ABSOLUTE_VALUE_MAX
@@ -17,7 +18,6 @@ from margin.domain.order import Order, execute_order
 from margin.domain.position import Side
 from margin.domain.risk import assess
 from margin.errors import RefusedError
-
 from tests.property.strategies import NOW_US, SYMBOLS, at_prices, instruments, magnitudes, sides, units
 
 HELD = SYMBOLS[:2]

@@ -6,9 +6,9 @@ from fractions import Fraction
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from margin.domain.decimals import exact
 from margin.domain.position import Fill, Position, Side, apply_fill
-
 from tests.property.strategies import positions, prices, quantities, sides
 
 SYMBOL = "BTC-PERP"

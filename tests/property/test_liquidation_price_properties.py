@@ -4,9 +4,9 @@ from decimal import Decimal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from margin.domain.liquidation_price import liquidation_price
 from margin.domain.risk import assess, assess_positions
-
 from tests.property.strategies import Book, at_prices, books, solvent_books
 
 UNIT = Decimal("0.00000001")

@@ -3,10 +3,10 @@ from __future__ import annotations
 from fractions import Fraction
 
 from hypothesis import given, settings
+
 from margin.domain.ledger import LedgerAccount
 from margin.domain.liquidation import liquidate
 from margin.domain.risk import assess, liquidation_assessment
-
 from tests.property.strategies import Book, books
 
 

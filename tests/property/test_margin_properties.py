@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from margin.domain.account import Account, calculate_equity
 from margin.domain.risk import assess, assess_positions
-
 from tests.property.strategies import Book, books, instruments, magnitudes
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from decimal import Decimal
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from margin.domain.decimals import round_down, round_up
 from margin.domain.risk import assess, liquidation_price
 from margin.domain.safe_zone import Trigger, TriggerSide, triggers
-
 from tests.property.strategies import Book, at_prices, books, prices, solvent_books
 
 UNIT = Decimal("0.00000001")

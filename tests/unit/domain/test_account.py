@@ -3,8 +3,8 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
-from margin.domain.account import Account, calculate_equity
 
+from margin.domain.account import Account, calculate_equity
 from tests.unit.domain.books import BTC, ETH, account, position
 
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+
 from margin.domain.cash import deposit, withdraw
 from margin.domain.instrument import Instrument
 from margin.domain.risk import AccountRisk
 from margin.errors import InsufficientWithdrawableError, NoMarkPriceError, StaleMarkPriceError
-
 from tests.unit.domain.books import BTC, account, amounts, market, position
 
 LONG = position(BTC, "0.1", "50000")

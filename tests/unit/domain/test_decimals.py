@@ -5,6 +5,7 @@ import sys
 from decimal import Decimal, Inexact, getcontext
 
 import pytest
+
 from margin.domain.decimals import (
     double_down,
     double_up,

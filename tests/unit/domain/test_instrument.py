@@ -4,8 +4,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from margin.domain.instrument import DEFAULT_TIERS, Instrument, Tier, default_instrument
 
+from margin.domain.instrument import DEFAULT_TIERS, Instrument, Tier, default_instrument
 from tests.unit.domain.books import BTC, TWO_TIERS
 
 

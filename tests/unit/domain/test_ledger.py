@@ -3,6 +3,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+
 from margin.domain.ledger import LedgerAccount, LedgerImbalanceError, LedgerLine, balanced, fill_lines
 from margin.domain.position import Fill
 

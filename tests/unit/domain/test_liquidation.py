@@ -3,11 +3,11 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+
 from margin.domain.instrument import Instrument
 from margin.domain.liquidation import ClosedPosition, LiquidationResult, liquidate
 from margin.domain.position import Position
 from margin.errors import NoMarkPriceError
-
 from tests.unit.domain.books import BTC, ETH, account, amounts, market, position
 
 AGE_LIMITED = Instrument(BTC, mark_max_age_s=30)

@@ -3,10 +3,10 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+
 from margin.domain.instrument import Instrument, default_instrument
 from margin.domain.market import Mark, Market
 from margin.errors import NoMarkPriceError
-
 from tests.unit.domain.books import BTC, ETH, NOW_US, market
 
 

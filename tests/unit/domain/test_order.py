@@ -4,8 +4,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
+
 from margin.domain.instrument import Instrument
-from margin.domain.order import Order, TradeResult, execute_order
+from margin.domain.order import Order, TradeResult, execute_order, purely_reduces
 from margin.domain.position import Fill, Position, Side
 from margin.domain.risk import AccountRisk
 from margin.errors import (
@@ -17,7 +18,6 @@ from margin.errors import (
     OutsidePriceBandError,
     StaleMarkPriceError,
 )
-
 from tests.unit.domain.books import BTC, ETH, account, amounts, buy, market, position, sell
 
 if TYPE_CHECKING:
@@ -244,3 +244,12 @@ def test_order_of_another_account_is_a_programmers_error() -> None:
 
 def test_notional_is_quantity_times_price() -> None:
     assert buy("0.1", "50000").notional == 5000
+
+
+def test_only_an_opposite_order_within_the_position_purely_reduces() -> None:
+    long, short = position(BTC, "1", "50000"), position(BTC, "-1", "50000")
+    assert purely_reduces(long, sell("1", "50000"))
+    assert purely_reduces(short, buy("0.5", "50000"))
+    assert not purely_reduces(long, sell("1.00000001", "50000"))
+    assert not purely_reduces(long, buy("1", "50000"))
+    assert not purely_reduces(None, sell("1", "50000"))

@@ -3,8 +3,8 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
-from margin.domain.position import Fill, Position, Side, apply_fill
 
+from margin.domain.position import Fill, Position, Side, apply_fill
 from tests.unit.domain.books import BTC, ETH, position
 
 

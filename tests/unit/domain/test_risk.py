@@ -3,6 +3,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+
 from margin.domain.instrument import Instrument
 from margin.domain.risk import (
     AccountRisk,
@@ -15,7 +16,6 @@ from margin.domain.risk import (
     liquidation_price,
 )
 from margin.errors import NoMarkPriceError
-
 from tests.unit.domain.books import BTC, ETH, TWO_TIERS, account, market, position
 
 

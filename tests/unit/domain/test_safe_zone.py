@@ -5,9 +5,9 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
+
 from margin.domain.instrument import Instrument
 from margin.domain.safe_zone import Trigger, TriggerSide, triggers
-
 from tests.unit.domain.books import BTC, ETH, TWO_TIERS, account, market, position
 
 

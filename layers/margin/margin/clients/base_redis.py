@@ -161,8 +161,7 @@ def make_redis(settings: Settings, *, check_marker: bool = True) -> Redis:
         retry_on_error=[],
         decode_responses=True,
         protocol=2,
-        lib_name=None,
-        lib_version=None,
+        driver_info=None,
         redis_connect_func=on_connect if check_marker else None,
     )
     return Redis.from_pool(pool)

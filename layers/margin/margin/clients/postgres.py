@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
     from margin.config import Settings
 
-_APPEND = (Path(__file__).parent / "append_events.sql").read_text(encoding="utf-8")
+
+def _read_sql(name: str) -> str:
+    """Read a statement without its comments and indentation: the driver parses one of over 4096 bytes at each call."""
+    lines = (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines()
+    return "\n".join(line.strip() for line in lines if not line.lstrip().startswith("--"))
+
+
+_APPEND = _read_sql("append_events.sql")
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
 _OPENING_LOCK = 7_305_461_209

@@ -22,7 +22,7 @@ the one mapping of errors to answers, ``app`` the application around it all.
 
 from margin.http.app import CallerOf, Router, create_app
 from margin.http.outcome import executed, outcome
-from margin.http.problem import Problem, problem_response, problems, request_id
+from margin.http.problem import STORE_PROBLEMS, WRITE_PROBLEMS, Problem, problem_response, problems, request_id
 from margin.http.route import BODY_BYTES_MAX, ExactRoute
 from margin.http.wire import (
     AccountId,
@@ -42,10 +42,14 @@ from margin.http.wire import (
     SymbolQuery,
     Timestamp,
     TimestampText,
+    microseconds,
+    timestamp,
 )
 
 __all__ = [
     "BODY_BYTES_MAX",
+    "STORE_PROBLEMS",
+    "WRITE_PROBLEMS",
     "AccountId",
     "AccountIdPath",
     "AccountIdQuery",
@@ -69,8 +73,10 @@ __all__ = [
     "TimestampText",
     "create_app",
     "executed",
+    "microseconds",
     "outcome",
     "problem_response",
     "problems",
     "request_id",
+    "timestamp",
 ]

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Response
 from pydantic import BaseModel, Field
 
-from margin.errors import MarginError, UnavailableError
+from margin.errors import (
+    ContentionError,
+    HistoryForkError,
+    IdempotencyKeyReusedError,
+    MarginError,
+    OutcomeUnknownError,
+    PostgresUnavailableError,
+    RedisUnavailableError,
+    StateNotLoadedError,
+    UnavailableError,
+)
 from margin.exact_json import shown_name
 
 if TYPE_CHECKING:
@@ -23,6 +33,17 @@ if TYPE_CHECKING:
 
 MEDIA_TYPE = "application/problem+json"
 ERRORS_MAX = 20
+
+STORE_PROBLEMS = (RedisUnavailableError, PostgresUnavailableError, StateNotLoadedError)
+"""What every operation may answer that asks a store."""
+WRITE_PROBLEMS = (
+    IdempotencyKeyReusedError,
+    ContentionError,
+    HistoryForkError,
+    *STORE_PROBLEMS,
+    OutcomeUnknownError,
+)
+"""What every operation may answer that executes something once."""
 
 _REQUEST_ID = "margin.request_id"
 

@@ -7,7 +7,7 @@ repeat what was sent.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
@@ -39,6 +39,8 @@ MONEY_PATTERN = r"^(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?$"
 DECIMAL_TEXT_PATTERN = r"^-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?$"
 ACCOUNT_ID_PATTERN = r"^[1-9][0-9]{0,18}$"
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _MONEY = re.compile(r"-?" + MONEY_PATTERN[1:-1])
 _ACCOUNT_ID = re.compile(ACCOUNT_ID_PATTERN[1:-1])
 _LIMIT = re.compile(r"[1-9][0-9]{0,3}")
@@ -232,6 +234,16 @@ TimestampText = Annotated[
     PlainSerializer(_timestamp_text, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-31T12:00:00.000000Z"]}),
 ]
+
+
+def timestamp(microseconds_: int) -> datetime:
+    """Return the moment that is so many microseconds after the epoch, exactly."""
+    return _EPOCH + microseconds_ * _MICROSECOND
+
+
+def microseconds(moment: datetime | None) -> int | None:
+    """Return how many microseconds after the epoch a moment is; None for none."""
+    return None if moment is None else (moment - _EPOCH) // _MICROSECOND
 
 
 # --- models ---

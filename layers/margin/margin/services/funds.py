@@ -42,8 +42,6 @@ class FundsService:
 
         Raises
         ------
-        LimitExceededError
-            The balance would be too large to be exact.
         ConflictError, UnavailableError
         """
 

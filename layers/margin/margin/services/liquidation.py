@@ -14,7 +14,7 @@ from margin.domain.risk import liquidation_assessment
 from margin.domain.safe_zone import triggers
 from margin.errors import MarginError, NoMarkPriceError, UnavailableError
 from margin.observability import MetricName, count, logger
-from margin.services.journal import Decision, Journal, WriteRequest
+from margin.services.journal import Decision, Journal, Outcome, WriteRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -86,6 +86,7 @@ class LiquidationService:
                 )
                 outcome = await self._journal.execute(request, _decide_for(view.version))
                 if outcome is not None:
+                    _record(account_id, outcome)
                     return Verdict.LIQUIDATED
                 continue
             crossed = await self._accounts.anchor(account_id, view.version, triggers(view.account, view.market))
@@ -160,6 +161,25 @@ class LiquidationService:
             return True
 
 
+def _record(account_id: int, outcome: Outcome) -> None:
+    """Log and count a liquidation, once, whoever else evaluated the account at the same time."""
+    if outcome.replayed:
+        return
+    count(MetricName.LIQUIDATIONS)
+    shortfall = outcome.result["shortfall"]
+    if shortfall != "0":
+        count(MetricName.LIQUIDATION_SHORTFALLS)
+    logger.warning(
+        "account_liquidated",
+        account_id=account_id,
+        liquidation_id=outcome.event_id,
+        equity=outcome.result["equity"],
+        maintenance_margin=outcome.result["maintenance_margin"],
+        shortfall=shortfall,
+        final=outcome.final,
+    )
+
+
 def _is_liquidatable(view: AccountView) -> bool:
     if view.account is None:
         return False
@@ -181,7 +201,6 @@ def _decide_for(version: str) -> Callable[[AccountView], Decision | None]:
 
 
 def _decision(view: AccountView, liquidation: LiquidationResult) -> Decision:
-    count(MetricName.LIQUIDATIONS)
     account_id = liquidation.account.account_id
     detail = {
         "equity": plain(liquidation.equity),

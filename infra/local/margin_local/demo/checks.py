@@ -1,0 +1,331 @@
+"""What must be true after a replay. Each check is a pure function of what was recorded, and says what it counted.
+
+Margins are recomputed with the engine's own domain functions, but from history alone: from the rows of PostgreSQL and
+the mark prices that were posted, never from what the engine says about itself.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from margin.domain.decimals import exact, plain, quotient_nearest
+from margin.domain.event import EventType, canonical, digest, ledger_entries, version_of
+from margin.domain.order import Order, execute_order
+from margin.domain.position import Side
+from margin.domain.risk import assess
+from margin.errors import MarginError
+
+from margin_local.demo.evidence import steps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from margin.domain.account import Account
+    from margin.domain.risk import AccountRisk
+
+    from margin_local.demo.evidence import Evidence, RecordedEvent, RecordedLine, Step
+    from margin_local.demo.mark_path import MarkPath
+
+__all__ = [
+    "Check",
+    "chains_are_unbroken",
+    "every_check",
+    "ledger_sums_to_zero",
+    "liquidations_were_due",
+    "none_was_missed",
+    "stores_agree",
+    "trades_follow_the_rules",
+]
+
+_NONE_BEFORE = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A verdict.
+
+    Parameters
+    ----------
+    title : str
+        What is claimed.
+    figures : str
+        What was counted and compared.
+    failures : tuple of str
+        What contradicts the claim, one sentence each; none when it holds.
+    """
+
+    title: str
+    figures: str
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing contradicts the claim."""
+        return not self.failures
+
+
+def every_check(evidence: Evidence, path: MarkPath) -> list[Check]:
+    """All checks of a replay."""
+    return [
+        ledger_sums_to_zero(evidence),
+        stores_agree(evidence),
+        liquidations_were_due(evidence, path),
+        none_was_missed(evidence, path),
+        trades_follow_the_rules(evidence, path),
+        chains_are_unbroken(evidence),
+    ]
+
+
+@exact
+def ledger_sums_to_zero(evidence: Evidence) -> Check:
+    """The double-entry ledger sums to zero as a whole and for each event, and each account's cash is its balance."""
+    events: dict[tuple[int, int], Decimal] = defaultdict(Decimal)
+    cash: dict[int, Decimal] = defaultdict(Decimal)
+    for line in evidence.lines:
+        events[line.account_id, line.event_id] += line.amount
+        if line.ledger_account == "cash":
+            cash[line.account_id] += line.amount
+    total = sum(events.values(), start=Decimal(0))
+    failures = [f"all lines together add up to {plain(total)}"] if total != 0 else []
+    failures += [
+        f"lines of event {event_id} of account {account_id} add up to {plain(amount)}"
+        for (account_id, event_id), amount in events.items()
+        if amount != 0
+    ]
+    failures += [
+        f"account {account_id} has a balance of {plain(held.account.balance)}, but cash of {plain(cash[account_id])}"
+        for account_id, held in evidence.history.items()
+        if held.account.balance != cash[account_id]
+    ]
+    figures = f"{len(evidence.lines):,} lines of {len(events):,} events add up to {plain(total)}"
+    return Check("The ledger sums to zero, whole and event by event", figures, tuple(failures))
+
+
+def stores_agree(evidence: Evidence) -> Check:
+    """Redis and PostgreSQL hold the same version, balance and positions of every account, and no event waits."""
+    failures = []
+    if evidence.waiting_accounts:
+        failures.append(f"events of {evidence.waiting_accounts} accounts are not in PostgreSQL")
+    for account_id in sorted({*evidence.redis, *evidence.history, *evidence.chains}):
+        here, there = evidence.redis.get(account_id), evidence.history.get(account_id)
+        if here is None or there is None:
+            failures.append(f"account {account_id} is not in {'Redis' if here is None else 'PostgreSQL'}")
+        elif here.version != there.version:
+            failures.append(f"account {account_id} is at {here.version} in Redis, at {there.version} in PostgreSQL")
+        elif here.account != there.account:
+            failures.append(
+                f"account {account_id} is {_shown(here.account)} in Redis, {_shown(there.account)} in PostgreSQL"
+            )
+    positions = sum(len(held.account.positions) for held in evidence.history.values())
+    figures = f"{len(evidence.history):,} accounts with {positions:,} positions compared"
+    return Check("Redis equals PostgreSQL", figures, tuple(failures))
+
+
+def liquidations_were_due(evidence: Evidence, path: MarkPath) -> Check:
+    """Recompute every liquidation: equity strictly below maintenance margin, both as recorded, at the mark in force."""
+    failures = []
+    recomputed: list[AccountRisk] = []
+    for step in _steps_of(evidence, EventType.LIQUIDATION):
+        problem, risk = _judge_liquidation(step, path)
+        if problem:
+            failures.append(f"account {step.event.account_id}, event {step.event.event_id}: {problem}")
+        if risk is not None:
+            recomputed.append(risk)
+    count = sum(1 for _ in _steps_of(evidence, EventType.LIQUIDATION))
+    figures = f"{len(recomputed):,} of {count:,} recomputed{_closest(recomputed)}"
+    return Check("Every liquidated account was below maintenance margin", figures, tuple(failures))
+
+
+def none_was_missed(evidence: Evidence, path: MarkPath) -> Check:
+    """Between its events, no account was liquidatable at any mark, unless it was liquidated at that very mark."""
+    failures = []
+    judged = open_at_end = 0
+    for chain in evidence.chains.values():
+        folded = list(steps(chain))
+        for number, step in enumerate(folded):
+            following = folded[number + 1].event if number + 1 < len(folded) else None
+            if not step.after.positions:
+                continue
+            start, stop = path.number_at(step.event.body["at_us"]), _stop(path, following)
+            judged += max(0, stop - start)
+            open_at_end += following is None
+            try:
+                missed = path.first_liquidatable(step.after, start, stop)
+            except MarginError as error:
+                failures.append(f"account {step.event.account_id} after event {step.event.event_id}: {error.detail}")
+                continue
+            if missed is not None:
+                failures.append(_missed(step.after, path, missed, following))
+    scan = evidence.scan
+    if scan.liquidated or not scan.complete or scan.failed:
+        failures.append(
+            f"the scan after the last mark price liquidated {len(scan.liquidated)} accounts, failed on {scan.failed}"
+            f" and was {'complete' if scan.complete else 'not complete'}"
+        )
+    figures = (
+        f"{judged:,} pairs of an open account and a mark price, {open_at_end:,} accounts open at the end; "
+        f"the last scan looked at {scan.accounts:,} and found {len(scan.liquidated):,}"
+    )
+    return Check("No other account was liquidatable, ever", figures, tuple(failures))
+
+
+def trades_follow_the_rules(evidence: Evidence, path: MarkPath) -> Check:
+    """Execute every recorded trade again, at the mark in force: it is accepted and leaves the same state and ledger."""
+    failures = []
+    count = 0
+    for step in _steps_of(evidence, EventType.TRADE):
+        count += 1
+        problem = _judge_trade(step, path)
+        if problem:
+            failures.append(f"account {step.event.account_id}, event {step.event.event_id}: {problem}")
+    title = "Every trade was allowed, and did what the rules say"
+    return Check(title, f"{count:,} executed again at the mark price in force", tuple(failures))
+
+
+def chains_are_unbroken(evidence: Evidence) -> Check:
+    """Events of an account count from 1 without a hole, each names the id and the hash before it, and hashes are true."""
+    failures = []
+    booked: dict[tuple[int, int], list[RecordedLine]] = defaultdict(list)
+    for line in evidence.lines:
+        booked[line.account_id, line.event_id].append(line)
+    for account_id in sorted({*evidence.chains, *evidence.history}):
+        chain = evidence.chains.get(account_id, ())
+        problem = _broken_link(account_id, chain) or _wrong_head(evidence, account_id, chain)
+        problem = problem or _unbooked(chain, booked)
+        if problem:
+            failures.append(f"account {account_id}: {problem}")
+    count = sum(len(chain) for chain in evidence.chains.values())
+    figures = f"{count:,} hashes recomputed in {len(evidence.chains):,} chains"
+    return Check("The chain of every account is unbroken", figures, tuple(failures))
+
+
+def _steps_of(evidence: Evidence, event_type: EventType) -> Iterator[Step]:
+    for chain in evidence.chains.values():
+        for step in steps(chain):
+            if step.event.type == event_type:
+                yield step
+
+
+def _judge_liquidation(step: Step, path: MarkPath) -> tuple[str, AccountRisk | None]:
+    """Say what is wrong with a liquidation ("" for nothing), and its recomputed margin."""
+    detail = step.event.body["detail"]
+    prices = {closed["symbol"]: Decimal(closed["price"]) for closed in detail["positions"]}
+    number = path.number_at(step.event.body["at_us"])
+    if set(prices) != set(step.before.positions) or step.after.positions:
+        return "it did not close exactly the positions that were open", None
+    risk = assess(step.before, path.market_of(prices))
+    for symbol, price in prices.items():
+        in_force = path.price(symbol, number)
+        if in_force != price:
+            return f"{symbol} was closed at {plain(price)}, the mark in force was {_text(in_force)}", risk
+    recorded = (Decimal(detail["equity"]), Decimal(detail["maintenance_margin"]))
+    if (risk.equity, risk.maintenance_margin) != recorded:
+        return (
+            f"equity {plain(risk.equity)} and maintenance margin {plain(risk.maintenance_margin)} were recorded as "
+            f"{plain(recorded[0])} and {plain(recorded[1])}"
+        ), risk
+    if not risk.equity < risk.maintenance_margin:
+        return f"equity {plain(risk.equity)} was not below {plain(risk.maintenance_margin)}", risk
+    return "", risk
+
+
+@exact
+def _closest(recomputed: Sequence[AccountRisk]) -> str:
+    """Write the liquidation nearest to the line: how much of its maintenance margin its equity still was."""
+    shares = [
+        quotient_nearest(risk.equity * 100, risk.maintenance_margin, 3) for risk in recomputed if risk.maintenance_margin
+    ]
+    return f"; the closest had {plain(max(shares))} % of its maintenance margin" if shares else ""
+
+
+def _judge_trade(step: Step, path: MarkPath) -> str:
+    """Say what is wrong with a trade, "" for nothing."""
+    event, detail = step.event, step.event.body["detail"]
+    number = path.number_at(event.body["at_us"])
+    in_force = path.price(detail["symbol"], number)
+    if in_force != Decimal(detail["mark_price"]):
+        return f"it was decided at mark price {detail['mark_price']}, in force was {_text(in_force)}"
+    quantity, price = Decimal(detail["quantity"]), Decimal(detail["price"])
+    order = Order(event.account_id, detail["symbol"], Side(detail["side"]), quantity, price)
+    try:
+        trade = execute_order(step.before, order, path.market(number))
+    except MarginError as error:
+        return f"the rules refuse it: {error.detail}"
+    if trade.account != step.after:
+        return f"it left {_shown(step.after)}, by the rules it is {_shown(trade.account)}"
+    if ledger_entries(trade.ledger_lines) != [tuple(entry) for entry in event.body["ledger"]]:
+        return "its ledger lines are not those of the rules"
+    return ""
+
+
+def _stop(path: MarkPath, following: RecordedEvent | None) -> int:
+    """Find the number before which an account had to be healthy, given its next event."""
+    if following is None:
+        return len(path)
+    number = path.number_at(following.body["at_us"])
+    return number if following.type == EventType.LIQUIDATION else number + 1
+
+
+def _missed(account: Account, path: MarkPath, number: int, following: RecordedEvent | None) -> str:
+    mark, risk = path.marks[number], assess(account, path.market(number))
+    after = "nothing followed" if following is None else f"what followed was {following.type} {following.event_id}"
+    return (
+        f"account {account.account_id} was liquidatable at {mark.symbol} {plain(mark.price)} ({mark.label}): equity "
+        f"{plain(risk.equity)}, maintenance margin {plain(risk.maintenance_margin)}; {after}"
+    )
+
+
+def _broken_link(account_id: int, chain: Sequence[RecordedEvent]) -> str:
+    """Say where a chain is broken, "" for nowhere."""
+    previous_id, previous_hash = 0, _NONE_BEFORE
+    for number, event in enumerate(chain, start=1):
+        if event.n != number:
+            return f"event {number} is missing, the next is {event.n}"
+        if event.hash != digest(canonical(event.body)):
+            return f"event {number} does not have the hash that is recorded for it"
+        stated = (event.body["account_id"], event.body["n"], event.body["previous_event_id"], event.body["previous_hash"])
+        if stated != (account_id, number, previous_id, previous_hash) or event.previous_event_id != previous_id:
+            return f"event {number} does not name the one before it"
+        if event.event_id <= previous_id:
+            return f"event {number} has id {event.event_id}, not above {previous_id}"
+        previous_id, previous_hash = event.event_id, event.hash
+    return ""
+
+
+def _wrong_head(evidence: Evidence, account_id: int, chain: Sequence[RecordedEvent]) -> str:
+    """Say how the account's row differs from what its events come to, "" for nothing."""
+    held = evidence.history.get(account_id)
+    if held is None or not chain:
+        return "it has no row" if held is None else "it has no events"
+    last = chain[-1]
+    if (held.version, held.chain_hash) != (version_of(last.n, last.event_id), last.hash):
+        return f"its row is at {held.version}, its last event is {version_of(last.n, last.event_id)}"
+    *_, folded = steps(chain)
+    if folded.after != held.account:
+        return f"its row is {_shown(held.account)}, its events come to {_shown(folded.after)}"
+    return ""
+
+
+def _unbooked(chain: Sequence[RecordedEvent], booked: Mapping[tuple[int, int], Sequence[RecordedLine]]) -> str:
+    """Say which event has other ledger lines than its body, "" for none."""
+    for event in chain:
+        lines = booked.get((event.account_id, event.event_id), ())
+        stated = sorted((ledger_account, Decimal(amount)) for ledger_account, amount in event.body["ledger"])
+        if sorted((line.ledger_account, line.amount) for line in lines) != stated:
+            return f"event {event.n} has other ledger lines than its body"
+    return ""
+
+
+def _shown(account: Account) -> str:
+    positions = ", ".join(
+        f"{symbol} {plain(position.quantity)} for {plain(position.entry_cost)}"
+        for symbol, position in sorted(account.positions.items())
+    )
+    return f"{plain(account.balance)} with {positions or 'no position'}"
+
+
+def _text(price: Decimal | None) -> str:
+    return "none" if price is None else plain(price)

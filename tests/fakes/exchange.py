@@ -1,0 +1,65 @@
+"""All services wired to stores in memory, as `margin.runtime` wires them to the real ones."""
+
+from __future__ import annotations
+
+from margin.services.drain import DrainService
+from margin.services.funds import FundsService
+from margin.services.healing import HealingService
+from margin.services.health import HealthService
+from margin.services.history import HistoryService
+from margin.services.journal import Journal
+from margin.services.liquidation import LiquidationService
+from margin.services.margin import MarginService
+from margin.services.marks import MarkPriceService
+from margin.services.opening import OpeningService
+from margin.services.report import ReportService
+from margin.services.trading import TradingService
+from tests.fakes.faults import Clock, Faults
+from tests.fakes.history import FakeHistory
+from tests.fakes.redis import FakeAccounts, FakeMarket, FakePartitions, FakeRedis
+
+IDEMPOTENCY_TTL_S = 3600
+REPORT_TTL_S = 300
+
+
+class Exchange:
+    """A margin engine on fakes; ``redis``, ``history_store``, ``clock`` and ``faults`` are what tests turn."""
+
+    def __init__(
+        self,
+        *,
+        partitions: int = 1,
+        page_size: int = 2,
+        crossed_inline_max: int = 100,
+        report_accounts_max: int = 1000,
+    ) -> None:
+        self.clock = Clock()
+        self.faults = Faults()
+        self.redis = FakeRedis(self.clock, self.faults, partitions=partitions, page_size=page_size)
+        self.history_store = FakeHistory(self.clock, self.faults, idempotency_ttl_s=IDEMPOTENCY_TTL_S)
+        self.accounts = FakeAccounts(self.redis)
+        self.market = FakeMarket(self.redis)
+        self.partitions = FakePartitions(self.redis)
+        self.healing = HealingService(self.accounts, self.market, self.history_store)
+        self.journal = Journal(self.accounts, self.history_store, self.healing, idempotency_ttl_s=IDEMPOTENCY_TTL_S)
+        self.liquidations = LiquidationService(self.accounts, self.market, self.journal)
+        self.trading = TradingService(self.journal, self.liquidations)
+        self.funds = FundsService(self.journal, self.liquidations)
+        self.margin = MarginService(self.accounts)
+        self.marks = MarkPriceService(self.market, self.liquidations, crossed_inline_max=crossed_inline_max)
+        self.report = ReportService(self.accounts, self.market, ttl_s=REPORT_TTL_S, accounts_max=report_accounts_max)
+        self.history = HistoryService(self.history_store)
+        self.health = HealthService(self.partitions, self.history_store)
+        self.drain = DrainService(self.accounts, self.history_store, self.journal)
+        self.opening = self._make_opening()
+
+    async def open(self) -> Exchange:
+        await self.opening.open()
+        return self
+
+    def _make_opening(self) -> OpeningService:
+        accounts = FakeAccounts(self.redis, check_marker=False)
+        healing = HealingService(accounts, self.market, self.history_store)
+        journal = Journal(accounts, self.history_store, healing, idempotency_ttl_s=IDEMPOTENCY_TTL_S)
+        drain = DrainService(accounts, self.history_store, journal)
+        return OpeningService(self.partitions, accounts, self.history_store, healing, drain)

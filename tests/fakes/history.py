@@ -1,0 +1,181 @@
+"""History in memory: chains of events, and what is derived from them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from margin.domain.account import Account
+from margin.domain.event import canonical, digest, version_of
+from margin.domain.position import Position
+from margin.ports import Appended, HistoryAccount, HistoryKey, LiquidationQuery, TradeQuery
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from margin.domain.event import StoredEvent
+    from tests.fakes.faults import Clock, Faults
+
+_TRADE_AMOUNTS = ("quantity", "price", "notional", "realised_pnl", "fee")
+_LIQUIDATION_AMOUNTS = ("equity", "maintenance_margin", "shortfall")
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """One stored event."""
+
+    event_id: int
+    hash: str
+    body: dict[str, Any]
+
+    @property
+    def at_us(self) -> int:
+        return int(self.body["at_us"])
+
+
+class FakeHistory:
+    """Implements `margin.ports.History`."""
+
+    def __init__(self, clock: Clock, faults: Faults, *, idempotency_ttl_s: int) -> None:
+        self.chains: dict[int, list[Link]] = {}
+        self.epoch = 0
+        self.opening = False
+        self._clock = clock
+        self._faults = faults
+        self._idempotency_ttl_s = idempotency_ttl_s
+
+    def event_ids(self, account_id: int) -> list[int]:
+        return [link.event_id for link in self.chains.get(account_id, [])]
+
+    @contextlib.asynccontextmanager
+    async def reserve(self) -> AsyncIterator[FakeWriter]:
+        await self._faults.before("history.reserve")
+        yield FakeWriter(self.chains, self._faults)
+
+    async def account_exists(self, account_id: int) -> bool:
+        await self._faults.before("history.account_exists")
+        return account_id in self.chains
+
+    async def trades(self, query: TradeQuery) -> list[dict[str, Any]]:
+        await self._faults.before("history.trades")
+        rows = [
+            _row(link, _TRADE_AMOUNTS, ("symbol", "side"))
+            for link in reversed(self.chains.get(query.account_id, []))
+            if link.body["type"] == "TRADE"
+            and query.symbol in {None, link.body["detail"]["symbol"]}
+            and (query.since_us is None or link.at_us >= query.since_us)
+            and (query.until_us is None or link.at_us < query.until_us)
+            and (query.before_id is None or link.event_id < query.before_id)
+        ]
+        return rows[: query.limit]
+
+    async def liquidations(self, query: LiquidationQuery) -> list[dict[str, Any]]:
+        await self._faults.before("history.liquidations")
+        links = [
+            link
+            for account_id, chain in self.chains.items()
+            for link in chain
+            if link.body["type"] == "LIQUIDATION"
+            and query.account_id in {None, account_id}
+            and (query.before is None or (link.at_us, link.event_id) < query.before)
+        ]
+        links.sort(key=lambda link: (link.at_us, link.event_id), reverse=True)
+        return [_row(link, _LIQUIDATION_AMOUNTS, ("reason", "positions")) for link in links[: query.limit]]
+
+    async def account(self, account_id: int) -> tuple[HistoryAccount, list[HistoryKey]] | None:
+        await self._faults.before("history.account")
+        return self._account(account_id) if account_id in self.chains else None
+
+    async def accounts(self, after_account_id: int, limit: int) -> list[tuple[HistoryAccount, list[HistoryKey]]]:
+        await self._faults.before("history.accounts")
+        wanted = sorted(account_id for account_id in self.chains if account_id > after_account_id)
+        return [self._account(account_id) for account_id in wanted[:limit]]
+
+    async def next_epoch(self) -> int:
+        await self._faults.before("history.next_epoch")
+        self.epoch += 1
+        return self.epoch
+
+    @contextlib.asynccontextmanager
+    async def opening_lock(self) -> AsyncIterator[bool]:
+        await self._faults.before("history.opening_lock")
+        mine = not self.opening
+        self.opening = True
+        try:
+            yield mine
+        finally:
+            self.opening = not mine
+
+    async def check(self) -> None:
+        await self._faults.before("history.check")
+
+    def _account(self, account_id: int) -> tuple[HistoryAccount, list[HistoryKey]]:
+        chain = self.chains[account_id]
+        positions: dict[str, Position] = {}
+        for link in chain:
+            for symbol, fields in link.body["positions"].items():
+                positions.pop(symbol, None)
+                if fields is not None:
+                    positions[symbol] = Position(symbol, Decimal(fields["quantity"]), Decimal(fields["entry_cost"]))
+        last = chain[-1]
+        account = Account(account_id, Decimal(last.body["balance"]), positions)
+        row = HistoryAccount(version_of(len(chain), last.event_id), last.hash, account)
+        return row, [key for link in chain if (key := self._key(link)).ttl_s > 0]
+
+    def _key(self, link: Link) -> HistoryKey:
+        age_s = (self._clock.now_us - link.at_us) / 1_000_000
+        body = link.body
+        result = canonical(body["result"])
+        return HistoryKey(body["key"], link.event_id, body["request_hash"], result, self._idempotency_ttl_s - age_s)
+
+
+class FakeWriter:
+    """Implements `margin.ports.HistoryWriter`."""
+
+    def __init__(self, chains: dict[int, list[Link]], faults: Faults) -> None:
+        self._chains = chains
+        self._faults = faults
+
+    async def append(self, events: Sequence[StoredEvent]) -> dict[int, Appended]:
+        await self._faults.before("history.append")
+        links: dict[int, list[Link]] = {}
+        for event in events:
+            body = json.loads(event.body)
+            links.setdefault(body["account_id"], []).append(Link(event.event_id, digest(event.body), body))
+        appended = {account_id: self._append(account_id, mine) for account_id, mine in links.items()}
+        await self._faults.after("history.append")
+        return appended
+
+    def _append(self, account_id: int, links: list[Link]) -> Appended:
+        chain = self._chains.get(account_id, [])
+        stored: list[int] = []
+        for link in links:
+            n = link.body["n"]
+            if n <= len(chain):
+                if chain[n - 1].event_id != link.event_id:
+                    return Appended(tuple(stored), forked=True)
+            elif n > len(chain) + 1:
+                return Appended(tuple(stored), gap=True)
+            elif any(other.body["key"] == link.body["key"] for other in chain):
+                return Appended(tuple(stored), forked=True, key_used_by=link.event_id)
+            elif link.body["previous_hash"] != (chain[-1].hash if chain else ""):
+                return Appended(tuple(stored), forked=True)
+            else:
+                chain = [*chain, link]
+                self._chains[account_id] = chain
+            stored.append(link.event_id)
+        return Appended(tuple(stored))
+
+
+def _row(link: Link, amounts: tuple[str, ...], others: tuple[str, ...]) -> dict[str, Any]:
+    detail = link.body["detail"]
+    return {
+        "id": link.event_id,
+        "account_id": link.body["account_id"],
+        **{name: Decimal(detail[name]) for name in amounts},
+        **{name: detail[name] for name in others},
+        "timestamp_us": link.at_us,
+    }

@@ -1,0 +1,72 @@
+"""All that the stores of a test hold, seen from beside the engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import redis
+from psycopg import sql
+
+from migrate_schema import migrate
+
+if TYPE_CHECKING:
+    from margin.config import Settings
+
+TABLES = ("ledger_lines", "liquidations", "trades", "events", "accounts")
+
+
+class Stores:
+    """Plain connections to one Redis database and one PostgreSQL database, which is made and migrated."""
+
+    def __init__(self, settings: Settings) -> None:
+        address = {"host": settings.postgres_host, "port": settings.postgres_port, "user": "postgres"}
+        with psycopg.connect(**address, dbname="postgres", autocommit=True) as connection:
+            named = connection.execute("select 1 from pg_database where datname = %s", [settings.postgres_database])
+            if named.fetchone() is None:
+                name = sql.Identifier(settings.postgres_database)
+                connection.execute(sql.SQL("create database {}").format(name))
+        migrate(settings)
+        self._address = {**address, "dbname": settings.postgres_database}
+        self.redis = redis.Redis(
+            host=settings.redis_host,
+            port=settings.redis_port,
+            db=settings.redis_db,
+            password=settings.redis_password or None,
+        )
+        self.postgres = self.connect()
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Open one more connection, in autocommit mode."""
+        return psycopg.connect(**self._address, autocommit=True)
+
+    def close(self) -> None:
+        self.redis.close()
+        self.postgres.close()
+
+    def clear(self) -> None:
+        """Forget everything but the schema."""
+        self.redis.flushdb()
+        for table in TABLES:
+            self.postgres.execute(sql.SQL("delete from {}").format(sql.Identifier(table)))
+
+    def keys(self) -> dict[str, bytes]:
+        """Every Redis key with its serialised value."""
+        names = sorted(self.redis.scan_iter(count=1000))
+        pipeline = self.redis.pipeline(transaction=True)
+        for name in names:
+            pipeline.dump(name)
+        return {name.decode(): value for name, value in zip(names, pipeline.execute(), strict=True)}
+
+    def rows(self) -> dict[str, int]:
+        """How many rows each table has."""
+        counts = sql.SQL("select ") + sql.SQL(", ").join(
+            sql.SQL("(select count(*) from {})").format(sql.Identifier(table)) for table in TABLES
+        )
+        row = self.postgres.execute(counts).fetchone()
+        assert row is not None
+        return dict(zip(TABLES, row, strict=True))
+
+    def contents(self) -> tuple[dict[str, bytes], dict[str, int]]:
+        """Both: equal before and after means that nothing was written."""
+        return self.keys(), self.rows()

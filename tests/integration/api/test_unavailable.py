@@ -1,0 +1,85 @@
+"""Stores that are down, or not loaded, give a clear 503 from every route that needs them; the others go on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from margin_local.servers import ports
+from tests.integration.api.exchange import assert_problem
+
+if TYPE_CHECKING:
+    from tests.integration.api.exchange import Exchange
+
+ORDER = {"account_id": 1, "symbol": "BTC-PERP", "side": "BUY", "quantity": "0.1", "price": "50000"}
+STATE: dict[str, tuple[str, str, Any]] = {
+    "positions": ("GET", "/positions/1", None),
+    "mark price": ("POST", "/mark-price", {"symbol": "BTC-PERP", "price": "50000"}),
+    "report": ("GET", "/margin-report", None),
+}
+HISTORY: dict[str, tuple[str, str, Any]] = {
+    "trades": ("GET", "/trades/1", None),
+    "liquidations": ("GET", "/liquidations", None),
+}
+BOTH: dict[str, tuple[str, str, Any]] = {
+    "trade": ("POST", "/trade", ORDER),
+    "deposit": ("POST", "/accounts/1/deposits", {"amount": "1"}),
+    "withdrawal": ("POST", "/accounts/1/withdrawals", {"amount": "1"}),
+    "health": ("GET", "/health", None),
+}
+
+
+def refused(exchange: Exchange, request: tuple[str, str, Any], code: str) -> str:
+    before = exchange.stores.contents()
+    reply = exchange.call(*request)
+    detail = assert_problem(reply, 503, code)
+    assert int(reply.headers["retry-after"]) >= 1
+    assert exchange.stores.contents() == before
+    return detail
+
+
+@pytest.fixture(autouse=True)
+def _open_account(exchange: Exchange) -> None:
+    exchange.mark("BTC-PERP", "50000")
+    exchange.deposit(1, "100000")
+
+
+@pytest.mark.parametrize("route", STATE | BOTH)
+def test_without_redis_state_is_503(exchange: Exchange, route: str) -> None:
+    exchange.restart(redis_port=ports.choose_port())
+    assert "Redis" in refused(exchange, (STATE | BOTH)[route], "REDIS_UNAVAILABLE")
+
+
+@pytest.mark.parametrize("route", HISTORY)
+def test_without_redis_history_is_answered(exchange: Exchange, route: str) -> None:
+    exchange.restart(redis_port=ports.choose_port())
+    assert exchange.call(*HISTORY[route]).status == 200
+
+
+@pytest.mark.parametrize("route", HISTORY | BOTH)
+def test_without_postgres_history_is_503_and_nothing_is_executed(exchange: Exchange, route: str) -> None:
+    exchange.restart(postgres_port=ports.choose_port())
+    assert "PostgreSQL" in refused(exchange, (HISTORY | BOTH)[route], "POSTGRES_UNAVAILABLE")
+
+
+@pytest.mark.parametrize("route", STATE)
+def test_without_postgres_state_is_answered(exchange: Exchange, route: str) -> None:
+    exchange.restart(postgres_port=ports.choose_port())
+    assert exchange.call(*STATE[route]).status == 200
+
+
+@pytest.mark.parametrize("kept_connection", [True, False])
+@pytest.mark.parametrize("route", STATE | BOTH)
+def test_an_emptied_redis_is_not_an_empty_exchange(exchange: Exchange, route: str, kept_connection: bool) -> None:
+    if not kept_connection:
+        exchange.restart()
+    exchange.stores.redis.flushdb()
+    refused(exchange, (STATE | BOTH)[route], "STATE_NOT_LOADED")
+
+
+def test_health_names_both_stores_when_both_are_down(exchange: Exchange) -> None:
+    exchange.restart(redis_port=ports.choose_port(), postgres_port=ports.choose_port())
+    detail = refused(exchange, BOTH["health"], "REDIS_UNAVAILABLE")
+    assert "Redis" in detail
+    assert "PostgreSQL" in detail
