@@ -203,6 +203,9 @@ class AccountStore(Protocol):
     async def versions(self, account_ids: Sequence[int]) -> dict[int, str]:
         """Versions of accounts of one partition ("" for those that Redis does not have)."""
 
+    async def size(self, partition: int) -> int:
+        """Count the accounts of a partition."""
+
     async def load(
         self, row: HistoryAccount, keys: Sequence[HistoryKey], triggers: Mapping[str, Trigger], *, expected_version: str
     ) -> bool:
@@ -223,6 +226,9 @@ class MarketStore(Protocol):
 
     async def set_marks(self, prices: Mapping[str, Decimal], *, crossed_max: int) -> list[MarkUpdate]:
         """Store mark prices in every partition and answer whom they bring to evaluation."""
+
+    async def align_marks(self) -> int:
+        """Bring partitions that lag behind partition 0 up to its marks; how many marks that took."""
 
 
 class PartitionStore(Protocol):

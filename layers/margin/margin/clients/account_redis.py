@@ -170,6 +170,11 @@ class AccountRedisClient(BaseRedisClient):
             found = await self.redis.hmget(name, [str(account_id) for account_id in account_ids])
         return {account_id: version or "" for account_id, version in zip(account_ids, found, strict=True)}
 
+    async def size(self, partition: int) -> int:
+        """Count the accounts of a partition, without a look at the marker."""
+        async with redis_errors():
+            return int(await self.redis.hlen(self.key(partition, "versions")))
+
     async def load(
         self,
         row: HistoryAccount,

@@ -113,7 +113,7 @@ class BaseRedisClient:
         return reply
 
     async def ask(self, script: Script, partition: int, *arguments: str | int) -> Any:
-        """Execute a script that only reads; once more on a new connection when a kept one turns out to be dead.
+        """Execute a script that may run twice; once more on a new connection when a kept one turns out to be dead.
 
         Connections die unseen while an execution environment is frozen, and all that were kept are as old.
         """

@@ -62,7 +62,7 @@ class MarketRedisClient(BaseRedisClient):
         crossed: dict[str, list[int]] = {symbol: [] for symbol in prices}
         for partition in range(self.partitions):
             triples = [text for symbol in prices for text in (symbol, plain(prices[symbol]), stamps[symbol])]
-            reply = await self.run(_SET_MARKS, partition, self.partitions, crossed_max, SYMBOLS_MAX, *triples)
+            reply = await self.ask(_SET_MARKS, partition, self.partitions, crossed_max, SYMBOLS_MAX, *triples)
             if reply[0] == "TOO_MANY":
                 message = f"There are {SYMBOLS_MAX} symbols with a mark price already; that is the most."
                 raise LimitExceededError(message)
@@ -71,3 +71,32 @@ class MarketRedisClient(BaseRedisClient):
                 counts[symbol] += count
                 crossed[symbol] += [int(account_id) for account_id in named]
         return [MarkUpdate(symbol, int(stamps[symbol]), counts[symbol], tuple(crossed[symbol])) for symbol in prices]
+
+    async def align_marks(self) -> int:
+        """Bring partitions that lag behind partition 0 up to its marks: who set marks may have died between two.
+
+        Returns
+        -------
+        int
+            How many marks were brought up.
+
+        Raises
+        ------
+        StateNotLoadedError, RedisUnavailableError
+        """
+        if self.partitions == 1:
+            return 0
+        async with redis_errors(), self.redis.pipeline(transaction=True) as pipeline:
+            pipeline.hgetall(self.key(0, "mark_prices"))
+            pipeline.hgetall(self.key(0, "mark_stamps"))
+            prices, stamps = await pipeline.execute()
+        aligned = 0
+        for partition in range(1, self.partitions):
+            async with redis_errors():
+                present = await self.redis.hgetall(self.key(partition, "mark_stamps"))
+            lagging = [symbol for symbol, stamp in stamps.items() if int(present.get(symbol, "0")) < int(stamp)]
+            if lagging:
+                triples = [text for symbol in lagging for text in (symbol, prices[symbol], stamps[symbol])]
+                await self.ask(_SET_MARKS, partition, self.partitions, 0, SYMBOLS_MAX, *triples)
+                aligned += len(lagging)
+        return aligned

@@ -146,6 +146,7 @@ def execute_order(account: Account, order: Order, market: Market) -> TradeResult
     return TradeResult(after, fill, fee, risk, balanced(fill_lines(fill, fee)))
 
 
+@exact
 def purely_reduces(position: Position | None, order: Order) -> bool:
     """Whether an order makes a position smaller, closing it at the most; it never opens one."""
     if position is None:

@@ -261,7 +261,8 @@ class Journal:
             result=decision.result,
         )
         body = event.body()
-        symbols = {request.symbol, *decision.account.positions} - {""}
+        held = view.account.positions if view.account is not None else {}
+        symbols = {request.symbol, *held, *decision.account.positions} - {""}
         return Commit(
             event=event,
             body=body,
@@ -282,10 +283,9 @@ class Journal:
         if replay.request_hash != request.request_hash:
             message = "This Idempotency-Key was used for another request; use a new key for a new request."
             raise IdempotencyKeyReusedError(message)
-        waiting = {event.event_id for event in replay.pending}
-        final = replay.event_id not in waiting or await self._store(
-            request.account_id, replay.event_id, replay.pending, writer
-        )
+        # What is pending is the end of the chain, and ids rise along it; only the oldest of a long list are here.
+        waiting = bool(replay.pending) and replay.event_id >= replay.pending[0].event_id
+        final = not waiting or await self._store(request.account_id, replay.event_id, replay.pending, writer)
         return Outcome(replay.event_id, json.loads(replay.result), final=final, replayed=True)
 
     async def _store(

@@ -135,6 +135,7 @@ class LiquidationService:
         UnavailableError
         """
         report = ScanReport()
+        await self._market.align_marks()
         market = await self._market.market()
         for partition in range(self._accounts.partitions):
             cursor = "0"

@@ -118,6 +118,10 @@ class OpeningService:
                     message = "The state changed while it was being opened; try again."
                     raise StateNotLoadedError(message)
                 report.loaded += 1
+        held = sum([await self._accounts.size(partition) for partition in range(self._accounts.partitions)])
+        if held != report.accounts:
+            message = f"Redis holds {held} accounts, history {report.accounts}: history has lost some."
+            raise PostgresUnavailableError(message)
 
     async def _versions(self, account_ids: list[int]) -> dict[int, str]:
         versions: dict[int, str] = {}
