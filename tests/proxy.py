@@ -17,8 +17,10 @@ class Proxy:
 
     ``lose_reply_to(marker)`` forwards the next request that holds the marker, waits until the server has answered, and
     then closes the client's connection instead of passing the answer on: it has happened, and nobody was told.
+    With ``breaking`` it closes every later connection as well, until ``repair()``.
+
     ``lose_request(marker)`` closes the client's connection instead of forwarding the request. ``break_at(marker)`` does
-    that and closes every later connection as well, until ``repair()``.
+    that and closes every later connection as well.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -28,9 +30,11 @@ class Proxy:
         self._lose_reply: bytes | None = None
         self._lose_request: bytes | None = None
         self._break: bytes | None = None
+        self._breaking = False
         self._broken = False
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
+        self._open: set[asyncio.Future[None]] = set()
 
     @property
     def host(self) -> str:
@@ -41,8 +45,9 @@ class Proxy:
         assert self._server is not None
         return int(self._server.sockets[0].getsockname()[1])
 
-    def lose_reply_to(self, marker: bytes) -> None:
+    def lose_reply_to(self, marker: bytes, *, breaking: bool = False) -> None:
         self._lose_reply = marker
+        self._breaking = breaking
 
     def lose_request(self, marker: bytes) -> None:
         self._lose_request = marker
@@ -62,23 +67,27 @@ class Proxy:
     ) -> None:
         assert self._server is not None
         self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closing.set()
+        await asyncio.gather(*self._open)
         await self._server.wait_closed()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._open.add(ended)
+        try:
+            await self._serve(reader, writer)
+        finally:
+            self._open.discard(ended)
+            ended.set_result(None)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._broken:
             await _close(writer)
             return
         server_reader, server_writer = await asyncio.open_connection(*self._target)
         try:
             connection = _Connection(self, reader, writer, server_reader, server_writer)
-            await connection.run()
+            await connection.run(self._closing)
         finally:
             await _close(writer)
             await _close(server_writer)
@@ -94,6 +103,7 @@ class Proxy:
             self._lose_request = None
         if reply_lost:
             self._lose_reply = None
+            self._broken = self._breaking
         self.lost += request_lost or reply_lost
         return request_lost, reply_lost
 
@@ -113,9 +123,10 @@ class _Connection:
         self._losing = False
         self._answered = True
 
-    async def run(self) -> None:
-        """Forward both ways until one side ends or something is lost."""
-        ways = {asyncio.create_task(self._requests()), asyncio.create_task(self._replies())}
+    async def run(self, closing: asyncio.Event) -> None:
+        """Forward both ways until one side ends, something is lost or the proxy closes."""
+        steps = (self._requests(), self._replies(), closing.wait())
+        ways = {asyncio.ensure_future(step) for step in steps}
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:

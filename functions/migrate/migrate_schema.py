@@ -23,8 +23,15 @@ _CONNECT_TIMEOUT_S = 5
 _LOCK_TIMEOUT = "30s"
 
 
-def migrate(settings: Settings) -> str:
+def migrate(settings: Settings, *, password: str | None = None) -> str:
     """Apply what is missing; one process at a time, each migration in a transaction of its own.
+
+    Parameters
+    ----------
+    settings : Settings
+        Where the database is.
+    password : str or None
+        Where it is not the one in the settings.
 
     Returns
     -------
@@ -41,13 +48,15 @@ def migrate(settings: Settings) -> str:
     url = sqlalchemy.URL.create(
         "postgresql+psycopg",
         username=settings.postgres_user,
-        password=settings.postgres_password or None,
+        password=password or settings.postgres_password or None,
         host=settings.postgres_host,
         port=settings.postgres_port,
         database=settings.postgres_database,
     )
     database = sqlalchemy.create_engine(
-        url, poolclass=sqlalchemy.NullPool, connect_args={"connect_timeout": _CONNECT_TIMEOUT_S}
+        url,
+        poolclass=sqlalchemy.NullPool,
+        connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "sslmode": settings.postgres_sslmode},
     )
     try:
         with database.connect() as connection:

@@ -16,6 +16,7 @@ from margin.services.report import ReportService
 from margin.services.trading import TradingService
 from tests.fakes.faults import Clock, Faults
 from tests.fakes.history import FakeHistory
+from tests.fakes.queue import FakeQueue
 from tests.fakes.redis import FakeAccounts, FakeMarket, FakePartitions, FakeRedis
 
 IDEMPOTENCY_TTL_S = 3600
@@ -31,6 +32,7 @@ class Exchange:
         partitions: int = 1,
         page_size: int = 2,
         crossed_inline_max: int = 100,
+        crossed_queued_max: int = 0,
         report_accounts_max: int = 1000,
     ) -> None:
         self.clock = Clock()
@@ -46,7 +48,14 @@ class Exchange:
         self.trading = TradingService(self.journal, self.liquidations)
         self.funds = FundsService(self.journal, self.liquidations)
         self.margin = MarginService(self.accounts)
-        self.marks = MarkPriceService(self.market, self.liquidations, crossed_inline_max=crossed_inline_max)
+        self.queue = FakeQueue(self.faults) if crossed_queued_max else None
+        self.marks = MarkPriceService(
+            self.market,
+            self.liquidations,
+            crossed_inline_max=crossed_inline_max,
+            crossed_queued_max=crossed_queued_max,
+            queue=self.queue,
+        )
         self.report = ReportService(self.accounts, self.market, ttl_s=REPORT_TTL_S, accounts_max=report_accounts_max)
         self.history = HistoryService(self.history_store)
         self.health = HealthService(self.partitions, self.history_store)

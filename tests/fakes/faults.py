@@ -7,12 +7,16 @@ import inspect
 from collections import Counter, defaultdict, deque
 from typing import TYPE_CHECKING
 
+from margin.errors import MarginError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from margin.errors import MarginError
-
 NOW_US = 1_700_000_000_000_000
+
+
+def _nothing() -> None:
+    """Go wrong in no way."""
 
 
 class Clock:
@@ -41,6 +45,10 @@ class Faults:
         """Raise ``error`` the next ``times`` times that the step is reached."""
         self._queued[step].extend([error] * times)
 
+    def skip(self, step: str, *, times: int = 1) -> None:
+        """Let the next ``times`` times pass."""
+        self._queued[step].extend([_nothing] * times)
+
     def call(self, step: str, action: Callable[[], object], *, times: int = 1) -> None:
         """Run ``action`` (plain or async) the next ``times`` times that the step is reached."""
         self._queued[step].extend([action] * times)
@@ -57,7 +65,7 @@ class Faults:
         await asyncio.sleep(0)
         for prefix, error in self._down.items():
             if step.startswith(prefix):
-                raise error
+                raise type(error)(error.detail)
         await self._reach(f"{step}.before")
 
     async def after(self, step: str) -> None:
@@ -68,8 +76,8 @@ class Faults:
         if not self._queued[name]:
             return
         fault = self._queued[name].popleft()
-        if isinstance(fault, Exception):
-            raise fault
+        if isinstance(fault, MarginError):
+            raise type(fault)(fault.detail)
         outcome = fault()
         if inspect.isawaitable(outcome):
             await outcome

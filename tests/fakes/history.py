@@ -154,18 +154,19 @@ class FakeWriter:
         stored: list[int] = []
         for link in links:
             n = link.body["n"]
-            if n <= len(chain):
-                if chain[n - 1].event_id != link.event_id:
-                    return Appended(tuple(stored), forked=True)
-            elif n > len(chain) + 1:
+            key_is_used = any(other.body["key"] == link.body["key"] for other in chain)
+            if n <= len(chain) and chain[n - 1].event_id == link.event_id:
+                stored.append(link.event_id)
+                continue
+            if n <= len(chain) or key_is_used:
+                key_used_by = link.event_id if key_is_used else None
+                return Appended(tuple(stored), forked=True, key_used_by=key_used_by)
+            if n > len(chain) + 1:
                 return Appended(tuple(stored), gap=True)
-            elif any(other.body["key"] == link.body["key"] for other in chain):
-                return Appended(tuple(stored), forked=True, key_used_by=link.event_id)
-            elif link.body["previous_hash"] != (chain[-1].hash if chain else ""):
+            if link.body["previous_hash"] != (chain[-1].hash if chain else ""):
                 return Appended(tuple(stored), forked=True)
-            else:
-                chain = [*chain, link]
-                self._chains[account_id] = chain
+            chain = [*chain, link]
+            self._chains[account_id] = chain
             stored.append(link.event_id)
         return Appended(tuple(stored))
 

@@ -224,6 +224,10 @@ class FakeAccounts:
         await self._reach("accounts.versions")
         return {account_id: self._version(account_id) for account_id in account_ids}
 
+    async def size(self, partition: int) -> int:
+        await self._reach("accounts.size")
+        return sum(self._redis.partition_of(account_id) == partition for account_id in self._redis.accounts)
+
     async def load(
         self,
         row: HistoryAccount,
@@ -338,6 +342,11 @@ class FakeMarket:
         updates = [self._update(symbol, crossed_max) for symbol in prices]
         await redis.faults.after("market.set_marks")
         return updates
+
+    async def align_marks(self) -> int:
+        """Do nothing: the fake's partitions share their marks, so that none can lag."""
+        await self._redis.faults.before("market.align_marks")
+        return 0
 
     def _update(self, symbol: str, crossed_max: int) -> MarkUpdate:
         redis = self._redis

@@ -99,7 +99,7 @@ def query(settings: Settings) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
         dbname=settings.postgres_database,
         autocommit=True,
     ) as connection:
-        yield lambda statement, *parameters: connection.execute(statement, parameters).fetchall()
+        yield lambda statement, **parameters: connection.execute(statement, parameters).fetchall()
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def calculations(book: Book, side: Side, quantity: Decimal, price: Decimal) -> l
     instrument, risk = market.instrument(symbol), assess(account, market)
     closed = Fill(None, SMALL, SMALL_GAIN)
     order = Order(1, symbol, side, quantity, price)
-    abs_quantity = position.quantity.copy_abs()
+    beyond = decimal.Context(prec=50).add(position.quantity.copy_abs(), Decimal("0.00000001"))
     return [
         lambda: [function(SMALL) for function in (decimals.round_down, decimals.round_up)],
         lambda: [
@@ -83,7 +83,7 @@ def calculations(book: Book, side: Side, quantity: Decimal, price: Decimal) -> l
         lambda: [liquidation_price(account, held, market) for held in account.positions],
         lambda: solve_liquidation_price(position, instrument, LARGE),
         lambda: order.notional,
-        lambda: [purely_reduces(position, Order(1, symbol, closing, abs_quantity, price)) for closing in Side],
+        lambda: [purely_reduces(position, Order(1, symbol, closing, beyond, price)) for closing in Side],
         lambda: execute_order(account, order, market),
         lambda: deposit(account, LARGE, market),
         lambda: withdraw(account, quantity, market),

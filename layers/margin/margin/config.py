@@ -43,6 +43,8 @@ class Settings:
     redis_port: int = 6379
     redis_password: str = dataclasses.field(default="", repr=False)
     redis_db: int = 0
+    redis_tls: bool = False
+    redis_secret: str = ""
     redis_timeout_s: float = 0.8
     redis_connections_max: int = 64
 
@@ -51,13 +53,20 @@ class Settings:
     postgres_user: str = "postgres"
     postgres_password: str = dataclasses.field(default="", repr=False)
     postgres_database: str = "margin"
+    postgres_sslmode: str = "prefer"
+    postgres_secret: str = ""
+    postgres_iam: bool = False
     postgres_connect_timeout_s: float = 1.0
     postgres_timeout_s: float = 1.5
     postgres_connections_max: int = 8
 
+    secret_ttl_s: int = 300
+    liquidations_queue_url: str = ""
+
     partitions: int = 1
     idempotency_ttl_s: int = 86_400
     crossed_inline_max: int = 100
+    crossed_queued_max: int = 10_000
     report_ttl_s: int = 300
     report_accounts_max: int = 200_000
 

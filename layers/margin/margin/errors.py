@@ -26,6 +26,8 @@
         ├── StateNotLoadedError
         ├── RedisUnavailableError
         ├── PostgresUnavailableError
+        ├── SecretUnavailableError
+        ├── QueueUnavailableError
         └── OutcomeUnknownError
 
 ``code`` is what a program branches on and an operator looks up, ``status`` the HTTP status, ``retryable`` whether the
@@ -233,6 +235,20 @@ class PostgresUnavailableError(UnavailableError):
 
     code = "POSTGRES_UNAVAILABLE"
     title = "PostgreSQL is unavailable"
+
+
+class SecretUnavailableError(UnavailableError):
+    """A store's credentials cannot be read."""
+
+    code = "SECRET_UNAVAILABLE"
+    title = "A secret is unavailable"
+
+
+class QueueUnavailableError(UnavailableError):
+    """The queue of accounts to evaluate did not take them."""
+
+    code = "QUEUE_UNAVAILABLE"
+    title = "The queue is unavailable"
 
 
 class OutcomeUnknownError(UnavailableError):

@@ -103,6 +103,46 @@ def event_handler(
     return _invocation(answer)
 
 
+def queue_handler(
+    function: Callable[[str], Awaitable[None]], *, reserve_s: float = RESERVE_S
+) -> Callable[[Event, Any], Any]:
+    """Make the Lambda handler of a function that works an SQS queue, message by message.
+
+    Parameters
+    ----------
+    function : Callable[[str], Awaitable[None]]
+        Takes the body of one message; an error makes the queue deliver that message again, and that one alone.
+    reserve_s : float
+        Seconds of the invocation's remaining time that the messages together may not use.
+
+    Notes
+    -----
+    The queue's event source must have ReportBatchItemFailures.
+    """
+    from aws_lambda_powertools.utilities.batch import (  # noqa: PLC0415  (only queue functions pay for it)
+        BatchProcessor,
+        EventType,
+        process_partial_response,
+    )
+
+    async def work(body: str, budget_s: float) -> None:
+        time_budget.start(budget_s)
+        await _bounded(function(body), budget_s)
+
+    def answer(event: Event, context: LambdaContext) -> Any:
+        def one(record: Any) -> None:
+            try:
+                LOOP.run_until_complete(work(record.body, _budget_s(context, reserve_s)))
+            except Exception:
+                logger.exception("message_failed", message_id=record.message_id)
+                raise
+
+        processor = BatchProcessor(event_type=EventType.SQS, raise_on_entire_batch_failure=False)
+        return process_partial_response(event=event, record_handler=one, processor=processor)
+
+    return _invocation(answer)
+
+
 def _invocation(answer: Callable[[Event, Any], Result]) -> Callable[[Event, Any], Result]:
     """Wrap what every invocation needs: the loop in place, ids in each log line, metrics flushed whatever happens."""
 

@@ -231,6 +231,13 @@ class MarketStore(Protocol):
         """Bring partitions that lag behind partition 0 up to its marks; how many marks that took."""
 
 
+class LiquidationQueue(Protocol):
+    """Accounts to be evaluated elsewhere."""
+
+    async def send(self, account_ids: Sequence[int]) -> None:
+        """Queue accounts; raises when not all of them could be."""
+
+
 class PartitionStore(Protocol):
     """Markers: whether a partition's state is whole."""
 

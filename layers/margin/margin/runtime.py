@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from margin import observability
 from margin.clients.account_redis import AccountRedisClient
 from margin.clients.base_redis import make_redis
+from margin.clients.credentials import postgres_password
+from margin.clients.liquidation_queue import LiquidationQueue
 from margin.clients.market_redis import MarketRedisClient
 from margin.clients.partition_redis import PartitionRedisClient
 from margin.config import Settings
@@ -53,6 +55,10 @@ class Engine:
                 await self.__dict__[name].aclose(close_connection_pool=True)
         if "history_store" in self.__dict__:
             await self.history_store.close()
+
+    def postgres_password(self) -> str:
+        """Return the password that a connection made now would use, for the one function with a driver of its own."""
+        return postgres_password(self.settings)
 
     # --- stores ---
 
@@ -106,7 +112,15 @@ class Engine:
     @cached_property
     def marks(self) -> MarkPriceService:
         """Mark prices."""
-        return MarkPriceService(self.market, self.liquidations, crossed_inline_max=self.settings.crossed_inline_max)
+        settings = self.settings
+        queue = LiquidationQueue(settings.liquidations_queue_url) if settings.liquidations_queue_url else None
+        return MarkPriceService(
+            self.market,
+            self.liquidations,
+            crossed_inline_max=settings.crossed_inline_max,
+            crossed_queued_max=settings.crossed_queued_max,
+            queue=queue,
+        )
 
     @cached_property
     def liquidations(self) -> LiquidationService:

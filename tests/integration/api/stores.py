@@ -21,6 +21,8 @@ class Stores:
 
     def __init__(self, settings: Settings) -> None:
         address = {"host": settings.postgres_host, "port": settings.postgres_port, "user": "postgres"}
+        # A test that has locked itself out fails instead of hanging.
+        address["options"] = "-c statement_timeout=10s"
         with psycopg.connect(**address, dbname="postgres", autocommit=True) as connection:
             named = connection.execute("select 1 from pg_database where datname = %s", [settings.postgres_database])
             if named.fetchone() is None:

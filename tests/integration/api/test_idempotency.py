@@ -35,10 +35,10 @@ def _open_account(exchange: Exchange) -> None:
 
 @pytest.fixture
 def slow_history(exchange: Exchange) -> Iterator[Any]:
-    """Yield a function that ends it: until then PostgreSQL gives connections and answers no insertion in time."""
+    """Yield a function that ends it: until then PostgreSQL gives connections and takes no insertion in time."""
     with exchange.stores.connect() as connection:
         connection.autocommit = False
-        connection.execute("lock table events in access exclusive mode")
+        connection.execute("lock table events in share mode")
 
         def end() -> None:
             # Statements that were given up by the engine still wait for the lock; they must not store what is left to

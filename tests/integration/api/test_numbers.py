@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.integration.api.exchange import Exchange
 
 DIGITS = "123456789.12345678"
@@ -48,15 +50,16 @@ def test_a_price_keeps_all_its_digits(exchange: Exchange, text: str) -> None:
 
 @pytest.mark.parametrize("account", [1, ACCOUNT])
 @pytest.mark.parametrize("spell", [json.dumps, lambda number: f'"{number}"'], ids=["number", "string"])
-def test_an_account_id_may_be_a_number_or_a_string(exchange: Exchange, account: int, spell: object) -> None:
+def test_an_account_id_may_be_a_number_or_a_string(
+    exchange: Exchange, account: int, spell: Callable[[int], str]
+) -> None:
     exchange.mark("BTC-PERP", "50000")
-    exchange.deposit(account, "100000")
-    assert callable(spell)
+    exchange.deposit(account, "15000")
     order = f'{{"account_id": {spell(account)}, "symbol": "BTC-PERP", "side": "BUY", "quantity": 1, "price": 50000}}'
     reply = exchange.call("POST", "/trade", order)
     assert (reply.status, reply.json["account_id"]) == (200, account)
     assert exchange.get(f"/trades/{account}")["trades"][0]["account_id"] == account
     assert exchange.get(f"/positions/{account}")["account_id"] == account
     assert exchange.get("/margin-report")["accounts_detail"][0]["account_id"] == account
-    exchange.mark("BTC-PERP", "1")
+    exchange.mark("BTC-PERP", "38000")
     assert exchange.get("/liquidations", account_id=account)["liquidations"][0]["account_id"] == account

@@ -54,10 +54,20 @@ def buy(exchange: Exchange, account_id: int, quantity: str) -> Reply:
 
 
 def test_the_whole_story_from_the_first_deposit_to_the_last_withdrawal(exchange: Exchange) -> None:
-    # An engine without accounts is healthy.
+    assert exchange.get("/health") == {"status": "healthy"}
+    deposits_open_accounts(exchange)
+    nothing_is_traded_without_a_mark_price(exchange)
+    trade_id = a_trade_answers_the_account_after_it(exchange)
+    an_account_with_too_little_equity_is_refused(exchange)
+    a_higher_mark_makes_profit(exchange)
+    a_lower_mark_liquidates_while_a_report_is_read(exchange)
+    both_histories_tell_what_happened(exchange, trade_id)
+    what_a_liquidation_leaves_can_be_withdrawn(exchange)
+    nothing_is_left_to_do_and_the_books_balance(exchange)
     assert exchange.get("/health") == {"status": "healthy"}
 
-    # Deposits open accounts.
+
+def deposits_open_accounts(exchange: Exchange) -> None:
     deposited = exchange.deposit(1, "100000")
     assert set(deposited) == MONEY_FIELDS
     assert without(deposited, "entry_id") == {
@@ -69,13 +79,15 @@ def test_the_whole_story_from_the_first_deposit_to_the_last_withdrawal(exchange:
     exchange.deposit(2, "5000")
     exchange.deposit(3, "15000")
 
-    # Without a mark price nothing is traded.
+
+def nothing_is_traded_without_a_mark_price(exchange: Exchange) -> None:
     assert_problem(buy(exchange, 1, "0.1"), 400, "NO_MARK_PRICE")
     marked = exchange.mark("BTC-PERP", "50000")
     assert set(marked) == MARK_FIELDS
     assert without(marked, "message") == {"success": True, "symbol": "BTC-PERP", "price": "50000", "at_risk": 0}
 
-    # A trade; the account after it.
+
+def a_trade_answers_the_account_after_it(exchange: Exchange) -> int:
     traded = exchange.trade(1, "BUY", "0.1", "50000")
     assert set(traded) == TRADE_FIELDS
     assert without(traded, "message", "trade_id") == {
@@ -95,8 +107,10 @@ def test_the_whole_story_from_the_first_deposit_to_the_last_withdrawal(exchange:
         "margin_utilisation_pct": "0.5",
         "position": {"symbol": "BTC-PERP", "quantity": "0.1", "entry_price": "50000"},
     }
+    return int(traded["trade_id"])
 
-    # An account with 5000 cannot carry a whole unit; one with 15000 can.
+
+def an_account_with_too_little_equity_is_refused(exchange: Exchange) -> None:
     refused = buy(exchange, 2, "1")
     assert assert_problem(refused, 400, "INSUFFICIENT_MARGIN") == (
         "Insufficient equity. Required: 10000, Available: 5000"
@@ -104,7 +118,8 @@ def test_the_whole_story_from_the_first_deposit_to_the_last_withdrawal(exchange:
     assert exchange.get("/trades/2") == {"trades": [], "next_cursor": None}
     assert exchange.trade(3, "BUY", "1", "50000")["margin_utilisation_pct"] == "33.33"
 
-    # A higher mark, and P&L.
+
+def a_higher_mark_makes_profit(exchange: Exchange) -> None:
     assert exchange.mark("BTC-PERP", "51000")["at_risk"] == 0
     positions = exchange.get("/positions/1")
     assert set(positions) == POSITIONS_FIELDS
@@ -134,7 +149,9 @@ def test_the_whole_story_from_the_first_deposit_to_the_last_withdrawal(exchange:
     assert set(held) == POSITION_FIELDS
     assert held["liquidation_price"] == "38888.88888889"
 
-    # The report, worst first, in two pages of one snapshot that a later price does not change.
+
+def a_lower_mark_liquidates_while_a_report_is_read(exchange: Exchange) -> None:
+    # Worst first, in two pages of one snapshot that a later price does not change.
     first = exchange.get("/margin-report", limit=2)
     assert set(first) == REPORT_FIELDS
     assert [set(row) for row in first["accounts_detail"]] == [ACCOUNT_FIELDS] * 2
@@ -151,7 +168,8 @@ def test_the_whole_story_from_the_first_deposit_to_the_last_withdrawal(exchange:
     assert second["next_cursor"] is None
     assert without(second, "accounts_detail", "next_cursor") == without(first, "accounts_detail", "next_cursor")
 
-    # Both histories.
+
+def both_histories_tell_what_happened(exchange: Exchange, trade_id: int) -> None:
     (liquidation,) = exchange.get("/liquidations")["liquidations"]
     assert set(liquidation) == LIQUIDATION_FIELDS
     assert [set(closed) for closed in liquidation["positions"]] == [LIQUIDATED_FIELDS]
@@ -179,7 +197,7 @@ def test_the_whole_story_from_the_first_deposit_to_the_last_withdrawal(exchange:
     assert set(trade) == HISTORY_TRADE_FIELDS
     assert moment(trade["timestamp"]) < moment(liquidation["timestamp"])
     assert without(exchange.get("/trades/1")["trades"][0], "timestamp") == {
-        "id": traded["trade_id"],
+        "id": trade_id,
         "account_id": 1,
         "symbol": "BTC-PERP",
         "side": "BUY",
@@ -190,14 +208,16 @@ def test_the_whole_story_from_the_first_deposit_to_the_last_withdrawal(exchange:
         "fee": "0",
     }
 
-    # What is left after the liquidation can be withdrawn, and not a unit more.
+
+def what_a_liquidation_leaves_can_be_withdrawn(exchange: Exchange) -> None:
     refused = exchange.call("POST", "/accounts/3/withdrawals", {"amount": "3000.00000001"})
     assert_problem(refused, 400, "INSUFFICIENT_WITHDRAWABLE")
     withdrawn = exchange.post("/accounts/3/withdrawals", amount="3000")
     assert set(withdrawn) == MONEY_FIELDS
     assert without(withdrawn, "entry_id") == {"account_id": 3, "balance": "0", "equity": "0", "withdrawable": "0"}
 
-    # Nothing is left to do for the scheduled functions, and the books balance.
+
+def nothing_is_left_to_do_and_the_books_balance(exchange: Exchange) -> None:
     assert liquidation_scan_handler.handler(SCHEDULE, LambdaContext()) == {
         "accounts": 3,
         "candidates": 0,
@@ -213,7 +233,6 @@ def test_the_whole_story_from_the_first_deposit_to_the_last_withdrawal(exchange:
         "oldest_s": 0.0,
     }
     assert exchange.stores.postgres.execute("select sum(amount) from ledger_lines").fetchone() == (0,)
-    assert exchange.get("/health") == {"status": "healthy"}
 
 
 def test_the_scan_liquidates_whom_no_mark_price_brought_to_evaluation(exchange: Exchange) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections import defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ async def test_events_carry_key_caller_and_time(engine: Engine, query: Query) ->
     )
     assert [row[:3] for row in rows] == [("d-1", None, None), ("t-1", "alice", "192.0.2.1")]
     for *_, occurred_at, recorded_at, hash_length in rows:
-        assert datetime.timedelta() <= recorded_at - occurred_at < datetime.timedelta(seconds=30)
+        assert dt.timedelta() <= recorded_at - occurred_at < dt.timedelta(seconds=30)
         assert hash_length == 64
 
 
@@ -112,7 +112,7 @@ async def test_liquidation_row_says_what_was_closed_and_what_was_not_covered(eng
         "select equity, maintenance_margin, reason, positions, shortfall from liquidations"
     )
     assert reason == "EQUITY_BELOW_MAINTENANCE"
-    assert maintenance_margin == Decimal(22300) / 10 + Decimal("70")  # a tenth of 0.2 * 110000 and of 1.5 * 2000
+    assert maintenance_margin == 2500  # a tenth of 0.2 * 110000 and of 1.5 * 2000
     assert equity == -shortfall
     assert [(closed["symbol"], closed["quantity"], closed["price"]) for closed in positions] == [
         (BTC, "-0.2", "110000"),

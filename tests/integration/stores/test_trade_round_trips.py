@@ -36,7 +36,6 @@ async def test_trade_is_three_scripts_and_nothing_else_to_redis(
         assert statistics["cmdstat_evalsha"]["calls"] == 3
         assert "cmdstat_eval" not in statistics
         assert proxy.round_trips - before == 3
-        await engine.close()
 
 
 async def test_trade_is_one_round_trip_to_postgresql(make_engine: MakeEngine, settings: Settings) -> None:
@@ -47,7 +46,6 @@ async def test_trade_is_one_round_trip_to_postgresql(make_engine: MakeEngine, se
         before = proxy.round_trips
         assert (await buy(engine, 1, "0.1", "50000")).final
         assert proxy.round_trips - before == 1
-        await engine.close()
 
 
 async def test_all_rows_of_an_event_are_of_one_transaction(
@@ -58,11 +56,15 @@ async def test_all_rows_of_an_event_are_of_one_transaction(
     await buy(engine, 1, "1", "50000")
     await mark(engine, "60000")
     closed = await sell(engine, 1, "0.5", "60000")
-    tables = {"events": "event_id", "trades": "id", "accounts": "event_id", "ledger_lines": "event_id"}
-    transactions = {
-        query(f"select xmin::text from {table} where {column} = %s", closed.event_id)[0][0]
-        for table, column in tables.items()
-    }
+    transactions = query(
+        """
+        select xmin::text from events where event_id = %(id)s
+        union select xmin::text from accounts where event_id = %(id)s
+        union select xmin::text from trades where id = %(id)s
+        union select xmin::text from ledger_lines where event_id = %(id)s
+        """,
+        id=closed.event_id,
+    )
     assert len(transactions) == 1
 
 

@@ -100,3 +100,7 @@ def test_unsound_tiers_are_refused(tiers: tuple[Tier, ...], message: str) -> Non
 def test_unsound_terms_are_refused(terms: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Instrument(**{"symbol": BTC, **terms})
+
+
+def test_initial_rate_of_the_whole_notional_is_the_highest_accepted() -> None:
+    assert Instrument(BTC, (tier(None, "1", "0.5"),)).initial_margin(Decimal(7)) == 7

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from margin.config import Settings
-
 from margin_local.stores import LocalStores
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def stores_of_environment(environment: Mapping[str, str]) -> Settings | None:
 def _engine_process(settings: Settings, directory: Path) -> Iterator[str]:
     log_path = directory / "engine.log"
     with log_path.open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603 - this very program
+        process = subprocess.Popen(
             [sys.executable, "-m", "margin_local"],
             # Not the caller's working directory: there may be a .env in it.
             cwd=directory,
@@ -112,10 +111,13 @@ def _engine_process(settings: Settings, directory: Path) -> Iterator[str]:
 
 
 def _variables(settings: Settings) -> dict[str, str]:
-    """Take this process's environment without any setting of the engine, and set those of the new one."""
-    values = {name.upper(): str(value) for name, value in dataclasses.asdict(settings).items()}
-    inherited = {name: value for name, value in os.environ.items() if name not in values}
-    return {**inherited, **values}
+    """Take this process's environment without any setting of an engine, and add those of the new one."""
+    names = {field.name: field.name.upper() for field in dataclasses.fields(Settings)}
+    inherited = {name: value for name, value in os.environ.items() if name not in names.values()}
+    defaults = Settings()
+    # The stores' addresses are set in any case: without them the engine would start stores of its own.
+    told = [name for name in names if name.endswith("_host") or getattr(settings, name) != getattr(defaults, name)]
+    return {**inherited, **{names[name]: str(getattr(settings, name)) for name in told}}
 
 
 def _await_ready(process: subprocess.Popen[bytes], log_path: Path) -> str:

@@ -9,12 +9,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg.rows import dict_row
+
 from margin.domain.account import Account
 from margin.domain.event import version_of
 from margin.domain.position import Position
 from margin.ports import HistoryAccount
 from margin.runtime import Engine
-from psycopg.rows import dict_row
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -166,6 +167,7 @@ def _rows(settings: Settings, account_ids: frozenset[int]) -> dict[str, Any]:
         user=settings.postgres_user,
         password=settings.postgres_password or None,
         dbname=settings.postgres_database,
+        sslmode=settings.postgres_sslmode,
         connect_timeout=10,
         options=f"-c statement_timeout={_STATEMENT_TIMEOUT_MS} -c default_transaction_read_only=on",
     ) as connection:

@@ -1,11 +1,9 @@
-"""The mark prices of a replay in the order in which they came into force, and whether an account could live through
-them.
+"""The mark prices of a replay, in order, and whether an account could live through a stretch of them.
 
 Between two of its events an account does not change, so it must be healthy at every mark price in between. H = E - MM
-is a sum over symbols in which a long's part never falls and a short's never rises with its price (maintenance rates
-are below 1). So the corner of the worst price of each symbol bounds a whole stretch of marks: when the account is
-healthy there, it was healthy throughout; when it is not, the stretch is halved, down to a single mark, which is
-exact.
+is a sum over symbols in which a long's part never falls and a short's never rises with its price (maintenance rates are
+below 1). So the corner of the worst price of each symbol bounds a whole stretch of marks: when the account is healthy
+there, it was healthy throughout; when it is not, the stretch is halved, down to a single mark, which is exact.
 """
 
 from __future__ import annotations
@@ -81,7 +79,7 @@ class MarkPath:
         return len(self.marks)
 
     def number_at(self, at_us: int) -> int:
-        """Number of the last mark that was in force at a time."""
+        """Find the number of the last mark that was in force at a time."""
         return bisect_right(self._stamps_us, at_us) - 1
 
     def price(self, symbol: str, number: int) -> Decimal | None:
@@ -95,7 +93,7 @@ class MarkPath:
         return self.market_of({symbol: price for symbol, price in prices if price is not None})
 
     def market_of(self, prices: Mapping[str, Decimal]) -> Market:
-        """A market of given prices under this path's instruments."""
+        """Make a market of given prices under this path's instruments."""
         return Market({symbol: Mark(price, 0) for symbol, price in prices.items()}, self._instruments, 0)
 
     def first_liquidatable(self, account: Account, start: int, stop: int) -> int | None:

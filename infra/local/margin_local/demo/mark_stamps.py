@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import redis
+
 from margin.clients import keys
 from margin.errors import RedisUnavailableError
 
@@ -33,6 +34,7 @@ class MarkStamps:
             port=settings.redis_port,
             db=settings.redis_db,
             password=settings.redis_password or None,
+            ssl=settings.redis_tls,
             socket_timeout=_TIMEOUT_S,
             decode_responses=True,
         )

@@ -51,7 +51,7 @@ class Candle:
     close: str
 
     def legs(self) -> tuple[tuple[str, str], ...]:
-        """The four prices by name, in an order that is plausible.
+        """Name the four prices in an order that is plausible.
 
         A candle does not say whether its high or its low came first. A row that ends above its open is taken to have
         fallen first, and any other to have risen first.
@@ -86,7 +86,9 @@ def read_all(arguments: Sequence[str]) -> list[PriceSeries]:
     first = every[0]
     for position, series in enumerate(every[1:], start=1):
         if series.symbol in {earlier.symbol for earlier in every[:position]}:
-            raise PricesError(f"{series.source}: another file has {series.symbol} already; write SYMBOL={series.source}")
+            raise PricesError(
+                f"{series.source}: another file has {series.symbol} already; write SYMBOL={series.source}"
+            )
         for row, (candle, other) in enumerate(zip(series.candles, first.candles, strict=False), start=2):
             if candle.time != other.time:
                 raise PricesError(
@@ -115,10 +117,7 @@ def read_series(argument: str) -> PriceSeries:
         raise PricesError(f"{name}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise PricesError(f"{name}: is not UTF-8 text") from error
-    try:
-        candles = tuple(_candles(name, text))
-    except csv.Error as error:
-        raise PricesError(f"{name}: is not CSV ({error})") from error
+    candles = tuple(_candles(name, text))
     if not candles:
         raise PricesError(f"{name}: holds no prices; it needs rows of {', '.join(COLUMNS)}")
     return PriceSeries(symbol, candles, name)
@@ -158,25 +157,27 @@ def _symbol_and_file(argument: str) -> tuple[str, str]:
     before, equals, after = argument.partition("=")
     if equals and not Path(argument).exists():
         if not _SYMBOL.fullmatch(before):
-            raise PricesError(f"{argument}: {before or 'nothing'} before = is no symbol; write for example ETH-PERP=FILE")
+            raise PricesError(
+                f"{argument}: {before or 'nothing'} before = is no symbol; write for example ETH-PERP=FILE"
+            )
         return before, after
     word = _FIRST_WORD.match(Path(argument).name)
     return (f"{word[0].upper()}-PERP" if word else DEFAULT_SYMBOL), argument
 
 
 def _candles(name: str, text: str) -> Iterator[Candle]:
-    reader = csv.reader(io.StringIO(text), strict=True)
-    header = [column.strip().lower() for column in next(reader, [])]
+    lines = _lines(name, text)
+    _, columns = next(lines, ("", []))
+    header = [column.strip().lower() for column in columns]
     if not any(header):
         raise PricesError(f"{name}, line 1: is empty; it needs the columns {', '.join(COLUMNS)}")
     missing = [column for column in COLUMNS if column not in header]
     if missing:
         raise PricesError(f"{name}, line 1: has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
     places = [header.index(column) for column in COLUMNS]
-    for fields in reader:
+    for where, fields in lines:
         if not any(field.strip() for field in fields):
             continue
-        where = f"{name}, line {reader.line_num}"
         if len(fields) <= max(places):
             raise PricesError(f"{where}: has {len(fields)} fields, but the header {len(header)}")
         time, *prices = (fields[place].strip() for place in places)
@@ -185,6 +186,19 @@ def _candles(name: str, text: str) -> Iterator[Candle]:
         for column, price in zip(COLUMNS[1:], prices, strict=True):
             _require_price(f"{where}: {column}", price)
         yield Candle(time, *prices)
+
+
+def _lines(name: str, text: str) -> Iterator[tuple[str, list[str]]]:
+    """Split CSV into fields, each line with the words that name it in a message."""
+    reader = csv.reader(io.StringIO(text), strict=True)
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise PricesError(f"{name}, line {reader.line_num}: is not CSV ({error})") from error
+        yield f"{name}, line {reader.line_num}", fields
 
 
 def _require_price(where: str, price: str) -> None:

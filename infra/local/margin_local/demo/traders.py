@@ -86,7 +86,7 @@ class Traders:
         )
 
     def first_deposits(self) -> list[Deposit]:
-        """The deposits that open the accounts."""
+        """Deposit into every account, which opens it."""
         return [self._deposit(trader) for trader in self.by_id.values()]
 
     def first_orders(self, marks: Mapping[str, str]) -> list[Order]:
@@ -95,7 +95,7 @@ class Traders:
         return [order for order in orders if order is not None]
 
     def next_actions(self, marks: Mapping[str, str]) -> list[Deposit | Order]:
-        """What some of the accounts do at these marks, at most one action each."""
+        """Let some of the accounts act at these marks, once each at most."""
         acting = [trader for trader in self.by_id.values() if self._chance.randrange(10_000) < _ACTS_PER_10_000]
         actions = (self._next(trader, marks) for trader in acting)
         return [action for action in actions if action is not None]
@@ -146,11 +146,11 @@ class Traders:
         return Order(trader.account_id, symbol, _side(-held), abs(held), self._price(marks[symbol]))
 
     def _overreach(self, trader: Trader, symbol: str, marks: Mapping[str, str]) -> Order | None:
-        """More than the balance carries: to be refused."""
+        """Ask for more than the balance carries: to be refused."""
         return self._of_balance(trader, symbol, _side(trader.positions[symbol]), _TOO_LARGE_PCT, marks)
 
     def _misprice(self, trader: Trader, symbol: str, marks: Mapping[str, str]) -> Order | None:
-        """A price outside the default band: to be refused."""
+        """Ask for a price outside the default band: to be refused."""
         away = self._chance.choice((1, -1)) * self._chance.randint(*_OUTSIDE_BAND_PCT)
         price = round_down(Decimal(marks[symbol]) * (100 + away) / _HUNDRED)
         held = trader.positions[symbol]

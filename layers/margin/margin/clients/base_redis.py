@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from margin.clients import keys
+from margin.clients.credentials import RedisCredentials
 from margin.errors import RedisUnavailableError, StateNotLoadedError
 
 if TYPE_CHECKING:
@@ -146,11 +147,13 @@ def make_redis(settings: Settings, *, check_marker: bool = True) -> Redis:
         await connection.on_connect()
         await _check_markers(connection, settings.partitions)
 
+    secured = bool(settings.redis_secret or settings.redis_password)
     pool = BlockingConnectionPool(
         host=settings.redis_host,
         port=settings.redis_port,
         db=settings.redis_db,
-        password=settings.redis_password or None,
+        credential_provider=RedisCredentials(settings) if secured else None,
+        connection_class=SSLConnection if settings.redis_tls else Connection,
         max_connections=settings.redis_connections_max,
         timeout=settings.redis_timeout_s,
         socket_timeout=settings.redis_timeout_s,

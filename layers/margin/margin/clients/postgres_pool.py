@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.rows import dict_row
 
+from margin.clients.credentials import postgres_password
 from margin.errors import PostgresUnavailableError
 
 if TYPE_CHECKING:
@@ -84,12 +85,14 @@ class PostgresPool:
         PostgresUnavailableError
         """
         settings = self._settings
+        password = await asyncio.to_thread(postgres_password, settings) if _is_asked_for(settings) else None
         connecting = psycopg.AsyncConnection.connect(
             host=settings.postgres_host,
             port=settings.postgres_port,
             user=settings.postgres_user,
-            password=settings.postgres_password or None,
+            password=password or settings.postgres_password or None,
             dbname=settings.postgres_database,
+            sslmode=settings.postgres_sslmode,
             application_name=settings.app_name,
             autocommit=True,
             prepare_threshold=None,
@@ -132,6 +135,11 @@ class PostgresPool:
             connection.pgconn.finish()
         else:
             self._idle.append(connection)
+
+
+def _is_asked_for(settings: Settings) -> bool:
+    """Whether the password is to be read elsewhere, which must not hold up the event loop."""
+    return settings.postgres_iam or bool(settings.postgres_secret)
 
 
 class Lease:

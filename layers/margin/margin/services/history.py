@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from margin.errors import UnknownAccountError
+from margin.errors import CursorInvalidError, UnknownAccountError
 from margin.ports import History, LiquidationQuery, TradeQuery
 from margin.services.cursors import decode_cursor, encode_cursor
+
+_TIMESTAMP_US_MAX = 253_402_300_800_000_000
+"""The year 10000, which no timestamp reaches."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,6 +80,9 @@ class HistoryService:
         before = None
         if cursor is not None:
             at_us, before_id = decode_cursor("liquidations", cursor, int, int)
+            if at_us >= _TIMESTAMP_US_MAX:
+                message = "The cursor was not made by this endpoint; take next_cursor from its last answer, unchanged."
+                raise CursorInvalidError(message)
             before = (at_us, before_id)
         rows = await self._history.liquidations(LiquidationQuery(account_id=account_id, before=before, limit=limit + 1))
         more = len(rows) > limit

@@ -38,8 +38,9 @@ from margin.errors import (
     HistoryForkError,
     IdempotencyKeyReusedError,
     OutcomeUnknownError,
-    PostgresUnavailableError,
     RedisUnavailableError,
+    StateNotLoadedError,
+    UnavailableError,
 )
 from margin.observability import MetricName, count, logger
 from margin.ports import (
@@ -212,7 +213,7 @@ class Journal:
         if not events:
             return Appended(())
         appended = (await writer.append(events))[account_id]
-        with suppress(RedisUnavailableError):
+        with suppress(RedisUnavailableError, StateNotLoadedError):
             # Left on the list they are found to be in history by whoever looks next.
             await self._accounts.forget_pending(account_id, appended.stored)
         if appended.gap:
@@ -236,7 +237,7 @@ class Journal:
             # second one.
             try:
                 asked = await self._read(request, key)
-            except RedisUnavailableError:
+            except (RedisUnavailableError, StateNotLoadedError):
                 message = f"Redis did not say whether the request was executed. Retry it with Idempotency-Key: {key}"
                 raise OutcomeUnknownError(message) from error
             return asked.replay or Conflict("reply lost")
@@ -294,7 +295,7 @@ class Journal:
         """Step 4 for an event and all that waits before it; whether the event is final."""
         try:
             appended = await self.settle(account_id, pending, writer)
-        except PostgresUnavailableError:
+        except (UnavailableError, ContentionError):
             count(MetricName.HISTORY_PENDING)
             logger.warning("history_pending", account_id=account_id, event_id=event_id)
             return False

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from margin.errors import UnavailableError
 from margin.observability import MetricName, count, logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from decimal import Decimal
 
-    from margin.ports import MarketStore
+    from margin.ports import LiquidationQueue, MarketStore
     from margin.services.liquidation import LiquidationService
 
 
@@ -33,13 +34,27 @@ class MarkPriceService:
     liquidations : LiquidationService
         Evaluates crossed accounts.
     crossed_inline_max : int
-        How many crossed accounts are evaluated before the call answers; the scan sees to the others.
+        How many crossed accounts are evaluated before the call answers, where there is a queue for the others.
+    crossed_queued_max : int
+        How many crossed accounts of each symbol one call sees to at all; the scan sees to the others.
+    queue : LiquidationQueue or None
+        Takes those beyond ``crossed_inline_max``; without one they are all evaluated before the call answers.
     """
 
-    def __init__(self, market: MarketStore, liquidations: LiquidationService, *, crossed_inline_max: int) -> None:
+    def __init__(
+        self,
+        market: MarketStore,
+        liquidations: LiquidationService,
+        *,
+        crossed_inline_max: int,
+        crossed_queued_max: int,
+        queue: LiquidationQueue | None = None,
+    ) -> None:
         self._market = market
         self._liquidations = liquidations
         self._crossed_inline_max = crossed_inline_max
+        self._crossed_max = max(crossed_inline_max, crossed_queued_max)
+        self._queue = queue
 
     async def set_marks(self, prices: Mapping[str, Decimal]) -> MarkOutcome:
         """Store mark prices and evaluate the accounts whose triggers they cross.
@@ -50,11 +65,14 @@ class MarkPriceService:
             Too many symbols.
         UnavailableError
         """
-        updates = await self._market.set_marks(prices, crossed_max=self._crossed_inline_max)
+        updates = await self._market.set_marks(prices, crossed_max=self._crossed_max)
         count(MetricName.MARK_PRICES, len(updates))
         crossed = list(dict.fromkeys(account_id for update in updates for account_id in update.crossed))
         at_risk = sum(update.crossed_count for update in updates)
-        liquidated = await self._liquidations.evaluate_quietly(crossed[: self._crossed_inline_max])
+        if self._queue is not None:
+            await self._pass_on(self._queue, crossed[self._crossed_inline_max :])
+            crossed = crossed[: self._crossed_inline_max]
+        liquidated = await self._liquidations.evaluate_quietly(crossed)
         for update in updates:
             logger.info(
                 "mark_price_set",
@@ -64,3 +82,12 @@ class MarkPriceService:
                 liquidated=len(liquidated),
             )
         return MarkOutcome(at_risk, tuple(liquidated))
+
+    async def _pass_on(self, queue: LiquidationQueue, account_ids: list[int]) -> None:
+        """Queue what this call does not evaluate; a price that was stored stays stored when the queue is down."""
+        if not account_ids:
+            return
+        try:
+            await queue.send(account_ids)
+        except UnavailableError as error:
+            logger.warning("crossed_accounts_not_queued", accounts=len(account_ids), code=error.code)

@@ -1,0 +1,420 @@
+"""Bad input of every kind on every route that takes it: a 4xx that names what is wrong, and nothing written."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+
+from tests.integration.api.exchange import HANDLERS, assert_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.integration.api.exchange import Exchange, Reply
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """A good request: its body as raw JSON text of each field, so that any text can take a field's place."""
+
+    method: str
+    path: str
+    fields: Mapping[str, str] | None = None
+
+    def text(self, **changes: str) -> str:
+        members = {**(self.fields or {}), **changes}
+        return "{" + ", ".join(f'"{name}": {text}' for name, text in members.items()) + "}"
+
+    def send(self, exchange: Exchange, **changes: str) -> Reply:
+        return exchange.call(self.method, self.path, None if self.fields is None else self.text(**changes))
+
+
+POSTS = {
+    "trade": Route(
+        "POST",
+        "/trade",
+        {"account_id": "7", "symbol": '"BTC-PERP"', "side": '"BUY"', "quantity": "0.1", "price": "50000"},
+    ),
+    "mark price": Route("POST", "/mark-price", {"symbol": '"BTC-PERP"', "price": "50000"}),
+    "deposit": Route("POST", "/accounts/7/deposits", {"amount": "1"}),
+    "withdrawal": Route("POST", "/accounts/7/withdrawals", {"amount": "1"}),
+}
+GETS = {
+    "positions": Route("GET", "/positions/7"),
+    "report": Route("GET", "/margin-report"),
+    "trades": Route("GET", "/trades/7"),
+    "liquidations": Route("GET", "/liquidations"),
+    "health": Route("GET", "/health"),
+}
+ROUTES = POSTS | GETS
+WITH_KEY = ("trade", "deposit", "withdrawal")
+MONEY = [
+    ("trade", "quantity"),
+    ("trade", "price"),
+    ("mark price", "price"),
+    ("deposit", "amount"),
+    ("withdrawal", "amount"),
+]
+SYMBOLS = ["trade", "mark price"]
+PATHS = ["/positions/{}", "/trades/{}", "/accounts/{}/deposits", "/accounts/{}/withdrawals"]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_good_request_that_the_bad_ones_are_made_of_is_accepted(furnished: Exchange, route: str) -> None:
+    assert ROUTES[route].send(furnished).status == 200
+
+
+# --- fields ---
+
+NOT_MONEY = {
+    "true": "true",
+    "null": "null",
+    "an array": "[1]",
+    "an object": '{"a": 1}',
+    "a word": '"ten"',
+    "an empty string": '""',
+    "zero": "0",
+    "zero as a string": '"0.00"',
+    "negative": "-1",
+    "negative as a string": '"-0.00000001"',
+    "NaN as a string": '"NaN"',
+    "Infinity as a string": '"Infinity"',
+    "-Infinity as a string": '"-Infinity"',
+    "1e400": "1e400",
+    "1e400 as a string": '"1e400"',
+    "1e-400": "1e-400",
+    "40 digits": "1234567890123456789012345678901234567890",
+    "40 digits as a string": '"1234567890123456789012345678901234567890"',
+    "40 digits, most of them decimals": "1.234567890123456789012345678901234567890",
+    "nine decimals": "0.123456789",
+    "nine decimals as a string": '"0.123456789"',
+    "one trillion": "1000000000000",
+}
+
+
+@pytest.mark.parametrize(("route", "field"), MONEY)
+@pytest.mark.parametrize("text", NOT_MONEY.values(), ids=NOT_MONEY)
+def test_what_is_no_amount_is_refused_by_name(unchanged: Exchange, route: str, field: str, text: str) -> None:
+    assert_problem(POSTS[route].send(unchanged, **{field: text}), 422, "INVALID_REQUEST", field)
+
+
+@pytest.mark.parametrize(("route", "field"), MONEY)
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_json_does_not_have_is_refused(unchanged: Exchange, route: str, field: str, text: str) -> None:
+    detail = assert_problem(POSTS[route].send(unchanged, **{field: text}), 422, "INVALID_REQUEST", "body")
+    assert "finite" in detail
+
+
+NOT_A_SYMBOL = {
+    "empty": "",
+    "10 kB": "A" * 10_240,
+    "a colon": "BTC:PERP",
+    "an asterisk": "BTC*",
+    "an opening brace": "{BTC",
+    "a closing brace": "BTC}",
+    "a newline": "BTC\n",
+    "a newline in the middle": "BTC\nPERP",
+    "a null character": "BTC\0",
+    "lower case": "btc-perp",
+    "Cyrillic": "\u0412\u0422\u0421",
+}
+
+
+@pytest.mark.parametrize("route", SYMBOLS)
+@pytest.mark.parametrize("symbol", NOT_A_SYMBOL.values(), ids=NOT_A_SYMBOL)
+def test_what_is_no_symbol_is_refused_by_name(unchanged: Exchange, route: str, symbol: str) -> None:
+    reply = POSTS[route].send(unchanged, symbol=json.dumps(symbol))
+    assert_problem(reply, 422, "INVALID_REQUEST", "symbol")
+
+
+@pytest.mark.parametrize("route", SYMBOLS)
+@pytest.mark.parametrize("text", ["1", "true", "null", '["BTC-PERP"]', '{"a": "BTC-PERP"}'])
+def test_a_symbol_of_another_type_is_refused_by_name(unchanged: Exchange, route: str, text: str) -> None:
+    assert_problem(POSTS[route].send(unchanged, symbol=text), 422, "INVALID_REQUEST", "symbol")
+
+
+@pytest.mark.parametrize("symbol", NOT_A_SYMBOL.values(), ids=NOT_A_SYMBOL)
+def test_what_is_no_symbol_in_the_query_is_refused_by_name(unchanged: Exchange, symbol: str) -> None:
+    reply = unchanged.call("GET", "/trades/7", query={"symbol": symbol})
+    assert_problem(reply, 422, "INVALID_REQUEST", "query.symbol")
+
+
+@pytest.mark.parametrize("text", ['"buy"', '"HOLD"', '""', '"BUY "', "1", "true", "null", '["BUY"]'])
+def test_an_unknown_side_is_refused_by_name(unchanged: Exchange, text: str) -> None:
+    assert_problem(POSTS["trade"].send(unchanged, side=text), 422, "INVALID_REQUEST", "side")
+
+
+NOT_AN_ACCOUNT = ["0", "-1", str(2**63), "true", "1.0", "1e0", "01", "1:2", "\u0661", "1" * 40, "seven"]
+
+
+@pytest.mark.parametrize("account", NOT_AN_ACCOUNT)
+def test_what_is_no_account_as_a_string_is_refused_by_name(unchanged: Exchange, account: str) -> None:
+    reply = POSTS["trade"].send(unchanged, account_id=json.dumps(account))
+    assert_problem(reply, 422, "INVALID_REQUEST", "account_id")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", str(2**63), "true", "1.0", "1e0", "null", '""', "[7]", "{}", "1" * 40])
+def test_what_is_no_account_in_the_body_is_refused_by_name(unchanged: Exchange, text: str) -> None:
+    assert_problem(POSTS["trade"].send(unchanged, account_id=text), 422, "INVALID_REQUEST", "account_id")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("account", [*NOT_AN_ACCOUNT, " 7", "7\n", "7\0", "{7}", "*"])
+def test_what_is_no_account_in_the_path_is_refused_by_name(unchanged: Exchange, path: str, account: str) -> None:
+    method, body = ("POST", {"amount": "1"}) if path.startswith("/accounts") else ("GET", None)
+    reply = unchanged.call(method, path.format(quote(account)), body)
+    assert_problem(reply, 422, "INVALID_REQUEST", "path.account_id")
+
+
+@pytest.mark.parametrize("account", [*NOT_AN_ACCOUNT, ""])
+def test_what_is_no_account_in_the_query_is_refused_by_name(unchanged: Exchange, account: str) -> None:
+    reply = unchanged.call("GET", "/liquidations", query={"account_id": account})
+    assert_problem(reply, 422, "INVALID_REQUEST", "query.account_id")
+
+
+FIELDS = [(name, field) for name, route in POSTS.items() for field in route.fields or ()]
+
+
+@pytest.mark.parametrize(("route", "field"), FIELDS)
+def test_a_missing_field_is_refused_by_name(unchanged: Exchange, route: str, field: str) -> None:
+    good = POSTS[route]
+    fields = {name: text for name, text in (good.fields or {}).items() if name != field}
+    reply = Route(good.method, good.path, fields).send(unchanged)
+    assert "required" in assert_problem(reply, 422, "INVALID_REQUEST", field)
+
+
+@pytest.mark.parametrize(("route", "field"), FIELDS)
+def test_a_field_given_twice_is_refused_by_name(unchanged: Exchange, route: str, field: str) -> None:
+    good = POSTS[route]
+    text = f'{good.text()[:-1]}, "{field}": {(good.fields or {})[field]}}}'
+    reply = unchanged.call(good.method, good.path, text)
+    assert "twice" in assert_problem(reply, 422, "INVALID_REQUEST", field)
+
+
+@pytest.mark.parametrize("route", POSTS)
+def test_an_unknown_field_is_refused_by_name(unchanged: Exchange, route: str) -> None:
+    reply = POSTS[route].send(unchanged, leverage="10")
+    assert_problem(reply, 422, "INVALID_REQUEST", "leverage")
+
+
+# --- bodies ---
+
+NO_BODIES = {
+    "nothing": "",
+    "a space": " ",
+    "not JSON": "{account_id: 7}",
+    "half of it": '{"amount": ',
+    "null": "null",
+    "a number": "1",
+    "a string": '"text"',
+    "an array": "[]",
+    "10000 arrays": "[" * 10_000 + "]" * 10_000,
+    "5000 objects": '{"a": ' * 5000 + "1" + "}" * 5000,
+    "half a surrogate pair": r'{"amount": "\ud800"}',
+}
+
+
+@pytest.mark.parametrize("route", POSTS)
+@pytest.mark.parametrize("text", NO_BODIES.values(), ids=NO_BODIES)
+def test_what_is_no_json_object_is_refused(unchanged: Exchange, route: str, text: str) -> None:
+    reply = unchanged.call("POST", POSTS[route].path, text)
+    assert_problem(reply, 422, "INVALID_REQUEST", "body")
+
+
+@pytest.mark.parametrize("route", POSTS)
+def test_a_deeply_nested_field_is_refused(unchanged: Exchange, route: str) -> None:
+    reply = POSTS[route].send(unchanged, deep="[" * 5000 + "]" * 5000)
+    assert "nested" in assert_problem(reply, 422, "INVALID_REQUEST", "body")
+
+
+@pytest.mark.parametrize("route", POSTS)
+def test_bytes_that_are_not_utf_8_are_refused(unchanged: Exchange, route: str) -> None:
+    reply = unchanged.call("POST", POSTS[route].path, b'{"\xff": 1}', base64=True)
+    assert "UTF-8" in assert_problem(reply, 422, "INVALID_REQUEST", "body")
+
+
+@pytest.mark.parametrize("route", POSTS)
+def test_two_megabytes_are_refused(unchanged: Exchange, route: str) -> None:
+    reply = POSTS[route].send(unchanged, padding='"' + "x" * 2_000_000 + '"')
+    assert_problem(reply, 413, "BODY_TOO_LARGE")
+
+
+@pytest.mark.parametrize("route", POSTS)
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16", ""]
+)
+def test_a_body_not_declared_as_json_is_refused(unchanged: Exchange, route: str, content_type: str) -> None:
+    good = POSTS[route]
+    reply = unchanged.call(good.method, good.path, good.text(), headers={"Content-Type": content_type})
+    assert "Content-Type" in assert_problem(reply, 415, "UNSUPPORTED_MEDIA_TYPE")
+
+
+# --- methods, paths, parameters, headers ---
+
+
+WRONG_METHODS = [
+    (name, method)
+    for name, route in ROUTES.items()
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+    if method != route.method
+]
+
+
+@pytest.mark.parametrize(("route", "method"), WRONG_METHODS)
+def test_another_method_is_405_and_names_the_right_one(unchanged: Exchange, route: str, method: str) -> None:
+    good = ROUTES[route]
+    reply = unchanged.call(method, good.path, good.text() if good.fields else None)
+    assert good.method in assert_problem(reply, 405, "METHOD_NOT_ALLOWED")
+    assert reply.headers["allow"] == good.method
+
+
+@pytest.mark.parametrize("function", HANDLERS)
+@pytest.mark.parametrize(
+    "path", ["/", "/nothing", "/trade/", "/Trade", "/positions", "/positions/7/x", "/accounts/7", "//trade", "/docs"]
+)
+def test_an_unknown_path_is_404_in_every_function(unchanged: Exchange, function: str, path: str) -> None:
+    for method in ("GET", "POST"):
+        assert_problem(unchanged.call(method, path, function=function), 404, "UNKNOWN_PATH")
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("query", ["dry_run=true", "Limit=1", "%00=1", "=1"])
+def test_an_unknown_query_parameter_is_refused_by_name(unchanged: Exchange, route: str, query: str) -> None:
+    good = ROUTES[route]
+    reply = unchanged.call(good.method, good.path, good.text() if good.fields else None, query=query)
+    name = query.split("=", maxsplit=1)[0]
+    assert_problem(reply, 422, "INVALID_REQUEST", f"query.{name if name.isidentifier() else '?'}")
+
+
+PAGED = ("report", "trades", "liquidations")
+
+
+@pytest.mark.parametrize("route", PAGED)
+@pytest.mark.parametrize("limit", ["0", "-1", "1001", "1.0", "1e2", "ten", "", "9" * 40, "true"])
+def test_a_bad_limit_is_refused_by_name(unchanged: Exchange, route: str, limit: str) -> None:
+    reply = unchanged.call("GET", GETS[route].path, query={"limit": limit})
+    assert_problem(reply, 422, "INVALID_REQUEST", "query.limit")
+
+
+@pytest.mark.parametrize("route", PAGED)
+@pytest.mark.parametrize("cursor", ["", "a b", "a/b", "../..", "*", "{}", "\n", "x" * 513])
+def test_what_cannot_be_a_cursor_is_refused_by_name(unchanged: Exchange, route: str, cursor: str) -> None:
+    reply = unchanged.call("GET", GETS[route].path, query={"cursor": cursor})
+    assert_problem(reply, 422, "INVALID_REQUEST", "query.cursor")
+
+
+def cursor_of(*values: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(values).encode()).decode().rstrip("=")
+
+
+FORGED = {
+    "noise": "abc",
+    "one letter": "a",
+    "not JSON": base64.urlsafe_b64encode(b"{").decode().rstrip("="),
+    "deep": base64.urlsafe_b64encode(b"[" * 300).decode().rstrip("="),
+    "empty": cursor_of(),
+    "another kind": cursor_of("events", 1),
+    "another account": cursor_of("trades:8", 1),
+    "no values": cursor_of("trades:7"),
+    "negative": cursor_of("trades:7", -1),
+    "2^63": cursor_of("trades:7", 2**63),
+    "text for a number": cursor_of("trades:7", "1"),
+    "a boolean": cursor_of("liquidations", True, True),
+    "a float": cursor_of("liquidations", 1.5, 1),
+    "a year beyond all calendars": cursor_of("liquidations", 2**63 - 1, 1),
+    "the year 10000": cursor_of("liquidations", 253402300800000000, 1),
+    "another's key": cursor_of("report", "x:y", 0),
+    "a snapshot in another script": cursor_of("report", "\u0661", 0),
+    "no text for a snapshot": cursor_of("report", 1, 0),
+}
+
+
+@pytest.mark.parametrize("route", PAGED)
+@pytest.mark.parametrize("cursor", FORGED.values(), ids=FORGED)
+def test_a_cursor_that_no_answer_ever_held_is_refused(unchanged: Exchange, route: str, cursor: str) -> None:
+    reply = unchanged.call("GET", GETS[route].path, query={"cursor": cursor})
+    if reply.status == 404:
+        assert_problem(reply, 404, "SNAPSHOT_EXPIRED")
+    else:
+        assert_problem(reply, 400, "CURSOR_INVALID")
+
+
+def test_a_cursor_of_another_endpoint_is_refused(furnished: Exchange) -> None:
+    cursors = {
+        "report": furnished.get("/margin-report", limit=1)["next_cursor"],
+        "trades": furnished.get("/trades/7", limit=1)["next_cursor"],
+    }
+    before = furnished.stores.contents()
+    for made_by, cursor in cursors.items():
+        for route in set(PAGED) - {made_by}:
+            reply = furnished.call("GET", GETS[route].path, query={"cursor": cursor})
+            assert_problem(reply, 400, "CURSOR_INVALID")
+    reply = furnished.call("GET", "/trades/8", query={"cursor": cursors["trades"]})
+    assert_problem(reply, 400, "CURSOR_INVALID")
+    assert furnished.stores.contents() == before
+
+
+@pytest.mark.parametrize("name", ["since", "until"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        *("", "now", "0", "1769860800", "2026-01-31", "2026-01-31T12:00:00", "2026-02-30T12:00:00Z", "NaN"),
+        *("2026-01-31T12:00:00+99:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "9" * 5000),
+    ],
+)
+def test_a_bad_timestamp_is_refused_by_name(unchanged: Exchange, name: str, moment: str) -> None:
+    reply = unchanged.call("GET", "/trades/7", query={name: moment})
+    assert_problem(reply, 422, "INVALID_REQUEST", f"query.{name}")
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00Z", "1969-12-31T23:59:59.999999Z", "9999-12-31T23:59:59Z"])
+def test_timestamps_at_the_ends_of_the_calendar_are_answered(unchanged: Exchange, moment: str) -> None:
+    for name in ("since", "until"):
+        assert unchanged.call("GET", "/trades/7", query={name: moment}).status == 200
+
+
+@pytest.mark.parametrize("route", WITH_KEY)
+@pytest.mark.parametrize("key", ["", " ", "-a", "~liquidation:1:1", "a b", "a\tb", "a*", "{a}", "\xe9", "x" * 129])
+def test_a_bad_idempotency_key_is_refused_by_name(unchanged: Exchange, route: str, key: str) -> None:
+    good = POSTS[route]
+    reply = unchanged.call(good.method, good.path, good.text(), headers={"Idempotency-Key": key})
+    assert_problem(reply, 422, "INVALID_REQUEST", "header.Idempotency-Key")
+
+
+# --- what rules refuse ---
+
+
+@pytest.mark.parametrize("route", ["trade", "withdrawal", "positions", "trades"])
+def test_an_unknown_account_is_404_and_is_not_opened(unchanged: Exchange, route: str) -> None:
+    good = ROUTES[route]
+    path = good.path.replace("7", "9223372036854775807")
+    fields = (
+        None
+        if good.fields is None
+        else {**good.fields, **{k: str(2**63 - 1) for k in good.fields if k == "account_id"}}
+    )
+    assert_problem(Route(good.method, path, fields).send(unchanged), 404, "UNKNOWN_ACCOUNT")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"account_id": "8", "quantity": "1"}, "INSUFFICIENT_MARGIN"),
+        ({"price": "60000.00000001"}, "OUTSIDE_PRICE_BAND"),
+        ({"symbol": '"DOGE-PERP"'}, "NO_MARK_PRICE"),
+        ({"quantity": "999999999999", "price": "60000"}, "INSUFFICIENT_MARGIN"),
+        ({"quantity": "999999999999.99999999", "price": "60000"}, "LIMIT_EXCEEDED"),
+    ],
+)
+def test_a_refused_trade_is_400_with_its_code(unchanged: Exchange, changes: dict[str, str], code: str) -> None:
+    assert_problem(POSTS["trade"].send(unchanged, **changes), 400, code)
+
+
+def test_a_withdrawal_of_more_than_is_withdrawable_is_400(unchanged: Exchange) -> None:
+    reply = POSTS["withdrawal"].send(unchanged, amount="100000")
+    assert_problem(reply, 400, "INSUFFICIENT_WITHDRAWABLE")
