@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from margin.domain.account import Account
 from margin.domain.event import canonical, digest, version_of
 from margin.domain.position import Position
-from margin.ports import Appended, HistoryAccount, HistoryKey, LiquidationQuery, TradeQuery
+from margin.ports import Appended, HistoryAccount, HistoryKey, LiquidationQuery, StoredResult, TradeQuery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -58,6 +58,13 @@ class FakeHistory:
     async def account_exists(self, account_id: int) -> bool:
         await self._faults.before("history.account_exists")
         return account_id in self.chains
+
+    async def result(self, account_id: int, key: str) -> StoredResult | None:
+        await self._faults.before("history.result")
+        for link in self.chains.get(account_id, []):
+            if link.body["key"] == key:
+                return StoredResult(link.event_id, link.body["request_hash"], canonical(link.body["result"]))
+        return None
 
     async def trades(self, query: TradeQuery) -> list[dict[str, Any]]:
         await self._faults.before("history.trades")

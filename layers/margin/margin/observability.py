@@ -33,6 +33,7 @@ class MetricName(StrEnum):
     ACCOUNTS_EVALUATED = "AccountsEvaluated"
     HISTORY_PENDING = "HistoryPending"
     HISTORY_FORKS = "HistoryForks"
+    HISTORY_BLOCKED = "HistoryBlocked"
     COMMIT_CONFLICTS = "CommitConflicts"
     STORE_UNAVAILABLE = "StoreUnavailable"
 

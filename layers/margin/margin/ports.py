@@ -147,12 +147,14 @@ class Appended:
 
     ``stored`` are safe. ``forked``: another event stands in the place of the next one, or its key is another's
     (``key_used_by`` is its id then), so it can never be stored. ``gap``: events before the next one are missing.
+    ``rejected``: the next one cannot be stored as it is, whoever tries; a defect of the engine.
     """
 
     stored: tuple[int, ...]
     forked: bool = False
     key_used_by: int | None = None
     gap: bool = False
+    rejected: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -287,6 +289,9 @@ class History(Protocol):
 
     def reserve(self) -> AbstractAsyncContextManager[HistoryWriter]:
         """Take a connection; raises at once when there is none to be had."""
+
+    async def result(self, account_id: int, key: str) -> StoredResult | None:
+        """Recall what an idempotency key did, however long ago."""
 
     async def account_exists(self, account_id: int) -> bool:
         """Whether history knows the account."""

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
+from margin_local.application import make_application
 from tests.integration.api.exchange import HANDLERS, assert_problem
 
 if TYPE_CHECKING:
@@ -67,6 +68,24 @@ PATHS = ["/positions/{}", "/trades/{}", "/accounts/{}/deposits", "/accounts/{}/w
 @pytest.mark.parametrize("route", ROUTES)
 def test_the_good_request_that_the_bad_ones_are_made_of_is_accepted(furnished: Exchange, route: str) -> None:
     assert ROUTES[route].send(furnished).status == 200
+
+
+def test_every_route_of_the_api_is_here() -> None:
+    documented = {
+        (method.upper(), path.replace("{account_id}", "7"))
+        for path, methods in make_application().openapi()["paths"].items()
+        for method in methods
+    }
+    assert {(route.method, route.path) for route in ROUTES.values()} == documented
+
+
+def test_what_is_compared_before_and_after_sees_a_write(furnished: Exchange) -> None:
+    keys, rows = furnished.stores.contents()
+    assert POSTS["deposit"].send(furnished).status == 200
+    assert (furnished.stores.keys() != keys, furnished.stores.rows() != rows) == (True, True)
+    keys, rows = furnished.stores.contents()
+    assert POSTS["mark price"].send(furnished).status == 200
+    assert (furnished.stores.keys() != keys, furnished.stores.rows() != rows) == (True, False)
 
 
 # --- fields ---

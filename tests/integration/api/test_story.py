@@ -236,7 +236,7 @@ def nothing_is_left_to_do_and_the_books_balance(exchange: Exchange) -> None:
 
 
 def test_the_scan_liquidates_whom_no_mark_price_brought_to_evaluation(exchange: Exchange) -> None:
-    exchange.restart(crossed_inline_max=0)
+    exchange.restart(crossed_inline_max=0, crossed_queued_max=0)
     exchange.mark("BTC-PERP", "50000")
     exchange.deposit(3, "15000")
     exchange.trade(3, "BUY", "1", "50000")
@@ -262,7 +262,7 @@ def test_closing_a_position_answers_no_position(exchange: Exchange) -> None:
 
 
 def test_utilisation_without_equity_is_null_and_the_account_comes_first(exchange: Exchange) -> None:
-    exchange.restart(crossed_inline_max=0)
+    exchange.restart(crossed_inline_max=0, crossed_queued_max=0)
     exchange.mark("BTC-PERP", "50000")
     exchange.deposit(1, "15000")
     exchange.deposit(2, "100000")

@@ -1,4 +1,4 @@
-"""The README's examples, run as they stand: each `bash` block with a curl command, against the `json` block after it."""
+"""The README's examples, run as they stand: each `bash` block with curl, against the `json` block after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The local runner on servers that it is given, with passwords and partitions; and what only a real HTTP server meets."""
+"""The local runner on given servers, with passwords and partitions; and what only a real HTTP server meets."""
 
 from __future__ import annotations
 

@@ -57,13 +57,15 @@ def test_a_first_start_prints_one_line_and_opens_the_demo(runner: Runner) -> Non
     assert runner.stderr == ""
 
 
-SEED_TRADE = b"""{
-    "account_id": 1,
-    "symbol": "BTC-PERP", 
-    "side": "BUY",
-    "quantity": 0.1,
-    "price": 50000
-  }"""
+SEED_TRADE = (
+    b"{\n"
+    b'    "account_id": 1,\n'
+    b'    "symbol": "BTC-PERP", \n'
+    b'    "side": "BUY",\n'
+    b'    "quantity": 0.1,\n'
+    b'    "price": 50000\n'
+    b"  }"
+)
 SEED_MARK = b'{"symbol": "BTC-PERP", "price": 51000}'
 
 

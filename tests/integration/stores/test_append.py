@@ -159,7 +159,6 @@ async def test_used_key_is_a_fork_for_its_event_and_its_predecessors_are_kept(en
     assert query("select n, event_id from accounts") == [(4, 1004)]
 
 
-@pytest.mark.xfail(strict=True, reason="engine: an event is known by its id alone, its content is not compared")
 async def test_other_event_with_the_id_of_the_stored_one_is_a_fork(engine: Engine, query: Query) -> None:
     events = chain(1, 2)
     await _append(engine, events)

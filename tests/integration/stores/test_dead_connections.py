@@ -31,14 +31,6 @@ CALLS: dict[str, Callable[[Engine], Awaitable[object]]] = {
 }
 
 
-NO_SECOND_CHANCE = {"report", "scan", "drain", "health", "opening"}
-
-
-def _known_defect(name: str) -> Any:
-    reason = "engine: reads beside the scripts fail once on a kept connection that has died"
-    return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
 @pytest.fixture
 async def used(engine: Engine) -> Engine:
     """Return an engine that keeps connections of each kind."""
@@ -49,7 +41,7 @@ async def used(engine: Engine) -> Engine:
     return engine
 
 
-@pytest.mark.parametrize("name", [_known_defect(name) if name in NO_SECOND_CHANCE else name for name in CALLS])
+@pytest.mark.parametrize("name", CALLS)
 async def test_call_on_connections_to_redis_that_died_unseen_succeeds(
     used: Engine, store: redis.Redis, name: str
 ) -> None:

@@ -129,7 +129,7 @@ async def test_all_crossed_accounts_are_counted_though_only_some_are_named(engin
 
 
 async def test_accounts_beyond_those_evaluated_at_once_are_left_to_the_scan(make_engine: MakeEngine) -> None:
-    engine = await make_engine(crossed_inline_max=2)
+    engine = await make_engine(crossed_inline_max=2, crossed_queued_max=2)
     await mark(engine, "50000")
     for account_id in range(1, 6):
         await _long(engine, account_id)

@@ -263,7 +263,6 @@ async def test_older_state_of_an_account_is_healed_at_its_next_trade_and_the_ret
     assert query("select count(*) from trades") == [(3,)]
 
 
-@pytest.mark.xfail(strict=True, reason="engine: told to use a new key, which would execute the request a second time")
 async def test_retry_of_a_trade_that_only_history_remembers_is_never_executed_twice(
     engine: Engine, store: redis.Redis, query: Query
 ) -> None:
@@ -274,15 +273,13 @@ async def test_retry_of_a_trade_that_only_history_remembers_is_never_executed_tw
     _restore_account(store, saved)
     store.delete("idempotency:1:lost")
 
-    # The caller never got the answer and sends the same again: it must not be told that nothing was executed.
-    with pytest.raises(HistoryForkError):
-        await buy(engine, 1, "0.2", "50000", key="lost")
+    # The caller never got the answer and sends the same again.
     replay = await buy(engine, 1, "0.2", "50000", key="lost")
     assert (replay.event_id, replay.replayed, replay.final) == (first.event_id, True, True)
     assert query("select id from trades") == [(first.event_id,)]
 
 
-async def test_key_that_was_forgotten_after_its_time_is_refused_and_executes_nothing(
+async def test_key_that_redis_forgot_after_its_time_is_recalled_from_history_and_executes_nothing(
     make_engine: MakeEngine, store: redis.Redis, query: Query
 ) -> None:
     engine = await make_engine(idempotency_ttl_s=1)
@@ -290,8 +287,11 @@ async def test_key_that_was_forgotten_after_its_time_is_refused_and_executes_not
     store.delete("idempotency:1:mine")
     with _database(engine.settings) as connection:
         connection.execute("update events set occurred_at = occurred_at - interval '2 seconds'")
+    again = await deposit(engine, 1, "10", key="mine")
+    assert (again.event_id, again.replayed, again.final) == (first.event_id, True, True)
+    store.delete("idempotency:1:mine")
     with pytest.raises(IdempotencyKeyReusedError):
-        await deposit(engine, 1, "10", key="mine")
+        await deposit(engine, 1, "11", key="mine")
     assert query("select event_id from events") == [(first.event_id,)]
     assert store.hget("balances", "1") == "10"
 
@@ -366,6 +366,19 @@ async def test_next_trade_of_the_account_stores_what_dead_functions_left_before_
         (2, Decimal("0.1")),
         (3, Decimal("0.2")),
     ]
+
+
+async def test_replay_of_an_event_behind_two_hundred_pending_ones_is_not_final_before_it_is_stored(
+    engine: Engine, query: Query
+) -> None:
+    await mark(engine, "50000")
+    await deposit(engine, 1, "20000")
+    for number in range(203):
+        with pytest.raises(FunctionDiedError):
+            await buy(_DyingFunction(engine), 1, "0.001", "50000", key=f"k{number}")
+    replays = [await buy(engine, 1, "0.001", "50000", key="k202") for _ in range(2)]
+    assert [replay.final for replay in replays] == [False, True]
+    assert query("select count(*), max(id) from trades") == [(203, replays[0].event_id)]
 
 
 async def test_pending_events_survive_a_restart_and_are_drained_by_the_opening(

@@ -422,20 +422,20 @@ async def test_fork_gives_back_the_keys_that_history_remembers(exchange: Exchang
     assert _trades(exchange) == ["0.2"]
 
 
-@pytest.mark.xfail(strict=True, reason="engine: told to use a new key, which would execute the request a second time")
-async def test_fork_under_a_key_that_history_remembers_asks_for_a_retry_which_replays(exchange: Exchange) -> None:
+async def test_fork_under_a_key_that_history_remembers_answers_what_the_key_did(exchange: Exchange) -> None:
     await _fork(exchange)
-    with pytest.raises(HistoryForkError):
-        await buy(exchange, 1, "0.2", "50000", key="kept")
     assert (await buy(exchange, 1, "0.2", "50000", key="kept")).replayed
     assert _trades(exchange) == ["0.2"]
 
 
-async def test_key_that_redis_forgot_after_its_time_is_refused_and_nothing_executed(exchange: Exchange) -> None:
-    await buy(exchange, 1, "0.1", "50000", key="mine")
+async def test_key_that_redis_forgot_after_its_time_is_recalled_and_nothing_executed(exchange: Exchange) -> None:
+    first = await buy(exchange, 1, "0.1", "50000", key="mine")
+    exchange.clock.advance(3600)
+    again = await buy(exchange, 1, "0.1", "50000", key="mine")
+    assert (again.event_id, again.replayed, again.final) == (first.event_id, True, True)
     exchange.clock.advance(3600)
     with pytest.raises(IdempotencyKeyReusedError):
-        await buy(exchange, 1, "0.1", "50000", key="mine")
+        await buy(exchange, 1, "0.2", "50000", key="mine")
     assert _trades(exchange) == ["0.1"]
     assert _quantity(exchange) == Decimal("0.1")
 

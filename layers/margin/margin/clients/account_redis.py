@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from margin.clients import keys
 from margin.clients.base_redis import BaseRedisClient, Script, redis_errors
@@ -128,33 +128,25 @@ class AccountRedisClient(BaseRedisClient):
 
     async def pending(self, account_id: int) -> tuple[StoredEvent, ...]:
         """Events of the account that history may not have yet, oldest first, at most 200."""
-        async with redis_errors():
-            entries = await self.redis.lrange(self.key(self._partition(account_id), f"pending:{account_id}"), 0, 199)
+        name = self.key(self._partition(account_id), f"pending:{account_id}")
+        entries = await self.twice(lambda redis: redis.lrange(name, 0, 199))
         return _stored_events(entries)
 
     async def pending_accounts(self, partition: int, limit: int) -> tuple[int, ...]:
         """Accounts with pending events, longest waiting first."""
-        async with redis_errors():
-            members = await self.redis.zrange(self.key(partition, "pending"), 0, limit - 1)
+        name = self.key(partition, "pending")
+        members = await self.twice(lambda redis: redis.zrange(name, 0, limit - 1))
         return tuple(int(member) for member in members)
 
     async def pending_stats(self) -> tuple[int, float]:
         """How many accounts wait for history, and for how many seconds the longest of them."""
-        waiting, age_s = 0, 0.0
-        async with redis_errors():
-            now_s, now_us = await self.redis.time()
-            for partition in range(self.partitions):
-                name = self.key(partition, "pending")
-                waiting += await self.redis.zcard(name)
-                for _, oldest_us in await self.redis.zrange(name, 0, 0, withscores=True):
-                    age_s = max(age_s, now_s + now_us / _MICROSECONDS_PER_S - oldest_us / _MICROSECONDS_PER_S)
-        return waiting, age_s
+        return await self.twice(self._pending_stats)
 
     async def forget_pending(self, account_id: int, event_ids: Sequence[int]) -> None:
         """Take stored events off the head of the pending list."""
         partition = self._partition(account_id)
-        async with redis_errors():
-            await _FORGET.run(self.redis, keys.marker(partition, self.partitions), account_id, *event_ids)
+        marker = keys.marker(partition, self.partitions)
+        await self.twice(lambda redis: _FORGET.run(redis, marker, account_id, *event_ids))
 
     async def page(self, partition: int, cursor: str) -> AccountPage:
         """Read some accounts of a partition; start and end with cursor "0". One can be seen twice, none is missed."""
@@ -166,14 +158,14 @@ class AccountRedisClient(BaseRedisClient):
         if not account_ids:
             return {}
         name = self.key(self._partition(account_ids[0]), "versions")
-        async with redis_errors():
-            found = await self.redis.hmget(name, [str(account_id) for account_id in account_ids])
+        fields = [str(account_id) for account_id in account_ids]
+        found = await self.twice(lambda redis: redis.hmget(name, fields))
         return {account_id: version or "" for account_id, version in zip(account_ids, found, strict=True)}
 
     async def size(self, partition: int) -> int:
         """Count the accounts of a partition, without a look at the marker."""
-        async with redis_errors():
-            return int(await self.redis.hlen(self.key(partition, "versions")))
+        name = self.key(partition, "versions")
+        return int(await self.twice(lambda redis: redis.hlen(name)))
 
     async def load(
         self,
@@ -209,16 +201,30 @@ class AccountRedisClient(BaseRedisClient):
     async def save_report(self, snapshot_id: str, chunks: Mapping[str, str], ttl_s: int) -> None:
         """Keep a report in partition 0 until it expires."""
         name = self.key(0, f"report:{snapshot_id}")
-        async with redis_errors(), self.redis.pipeline(transaction=False) as pipeline:
-            pipeline.hset(name, mapping=dict(chunks))
-            pipeline.expire(name, ttl_s)
-            await pipeline.execute()
+
+        async def save(redis: Any) -> None:
+            async with redis.pipeline(transaction=False) as pipeline:
+                pipeline.hset(name, mapping=dict(chunks))
+                pipeline.expire(name, ttl_s)
+                await pipeline.execute()
+
+        await self.twice(save)
 
     async def report_chunk(self, snapshot_id: str, chunk: str) -> str | None:
         """One part of a kept report; None when it has expired."""
-        async with redis_errors():
-            packed: str | None = await self.redis.hget(self.key(0, f"report:{snapshot_id}"), chunk)
+        name = self.key(0, f"report:{snapshot_id}")
+        packed: str | None = await self.twice(lambda redis: redis.hget(name, chunk))
         return packed
+
+    async def _pending_stats(self, redis: Any) -> tuple[int, float]:
+        waiting, age_s = 0, 0.0
+        now_s, now_us = await redis.time()
+        for partition in range(self.partitions):
+            name = self.key(partition, "pending")
+            waiting += await redis.zcard(name)
+            for _, oldest_us in await redis.zrange(name, 0, 0, withscores=True):
+                age_s = max(age_s, now_s + (now_us - oldest_us) / _MICROSECONDS_PER_S)
+        return waiting, age_s
 
     def _partition(self, account_id: int) -> int:
         return keys.partition_of(account_id, self.partitions)

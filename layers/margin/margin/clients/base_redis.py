@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
@@ -20,11 +20,13 @@ from margin.clients.credentials import RedisCredentials
 from margin.errors import RedisUnavailableError, StateNotLoadedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from redis.asyncio.connection import AbstractConnection
 
     from margin.config import Settings
+
+T = TypeVar("T")
 
 _SCRIPTS = Path(__file__).parent
 _NOT_LOADED = (
@@ -114,17 +116,32 @@ class BaseRedisClient:
         return reply
 
     async def ask(self, script: Script, partition: int, *arguments: str | int) -> Any:
-        """Execute a script that may run twice; once more on a new connection when a kept one turns out to be dead.
+        """Execute a script that may run twice; see `twice`.
+
+        Raises
+        ------
+        StateNotLoadedError, RedisUnavailableError
+        """
+        return await self.twice(lambda _: self.run(script, partition, *arguments))
+
+    async def twice(self, call: Callable[[Any], Awaitable[T]]) -> T:
+        """Make a call that may be made twice: again on a new connection when a kept one turns out to be dead.
 
         Connections die unseen while an execution environment is frozen, and all that were kept are as old.
+
+        Raises
+        ------
+        StateNotLoadedError, RedisUnavailableError
         """
         try:
-            return await self.run(script, partition, *arguments)
+            async with redis_errors():
+                return await call(self.redis)
         except RedisUnavailableError as error:
             if not isinstance(error.__cause__, exceptions.ConnectionError):
                 raise
-        await self.redis.connection_pool.disconnect(inuse_connections=False)
-        return await self.run(script, partition, *arguments)
+        async with redis_errors():
+            await self.redis.connection_pool.disconnect(inuse_connections=False)
+            return await call(self.redis)
 
     def key(self, partition: int, name: str) -> str:
         """Name of a key in a partition."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from margin.clients.base_redis import BaseRedisClient, Script, redis_errors
+from margin.clients.base_redis import BaseRedisClient, Script
 from margin.clients.instrument_json import parse_instrument
 from margin.domain.decimals import plain
 from margin.domain.market import Mark, Market
@@ -25,11 +25,7 @@ class MarketRedisClient(BaseRedisClient):
 
     async def market(self) -> Market:
         """All marks and instruments, as partition 0 holds them, at one moment."""
-        async with redis_errors(), self.redis.pipeline(transaction=True) as pipeline:
-            for name in ("mark_prices", "mark_stamps", "instruments"):
-                pipeline.hgetall(self.key(0, name))
-            pipeline.time()
-            prices, stamps, instruments, (now_s, now_us) = await pipeline.execute()
+        prices, stamps, instruments, (now_s, now_us) = await self.twice(self._read_market)
         return Market(
             {symbol: Mark(Decimal(price), int(stamps[symbol])) for symbol, price in prices.items()},
             {symbol: parse_instrument(text) for symbol, text in instruments.items()},
@@ -86,17 +82,26 @@ class MarketRedisClient(BaseRedisClient):
         """
         if self.partitions == 1:
             return 0
-        async with redis_errors(), self.redis.pipeline(transaction=True) as pipeline:
-            pipeline.hgetall(self.key(0, "mark_prices"))
-            pipeline.hgetall(self.key(0, "mark_stamps"))
-            prices, stamps = await pipeline.execute()
+        prices, stamps, _, _ = await self.twice(self._read_market)
         aligned = 0
         for partition in range(1, self.partitions):
-            async with redis_errors():
-                present = await self.redis.hgetall(self.key(partition, "mark_stamps"))
+            present = await self._stamps(partition)
             lagging = [symbol for symbol, stamp in stamps.items() if int(present.get(symbol, "0")) < int(stamp)]
             if lagging:
                 triples = [text for symbol in lagging for text in (symbol, prices[symbol], stamps[symbol])]
                 await self.ask(_SET_MARKS, partition, self.partitions, 0, SYMBOLS_MAX, *triples)
                 aligned += len(lagging)
         return aligned
+
+    async def _read_market(self, redis: Any) -> list[Any]:
+        async with redis.pipeline(transaction=True) as pipeline:
+            for name in ("mark_prices", "mark_stamps", "instruments"):
+                pipeline.hgetall(self.key(0, name))
+            pipeline.time()
+            reply: list[Any] = await pipeline.execute()
+        return reply
+
+    async def _stamps(self, partition: int) -> dict[str, str]:
+        name = self.key(partition, "mark_stamps")
+        stamps: dict[str, str] = await self.twice(lambda redis: redis.hgetall(name))
+        return stamps

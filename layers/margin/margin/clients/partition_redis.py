@@ -15,20 +15,24 @@ class PartitionRedisClient(BaseRedisClient):
 
     async def state(self, partition: int) -> PartitionState:
         """Read the marker of a partition and the run_id of the server that holds it."""
-        async with redis_errors():
-            fields = await self.redis.hmget(self.key(partition, "marker"), ["epoch", "partitions", "run_id"])
-            info = await self.redis.execute_command("INFO", "server")
+        name = self.key(partition, "marker")
+        fields = await self.twice(lambda redis: redis.hmget(name, ["epoch", "partitions", "run_id"]))
+        info = await self.twice(lambda redis: redis.execute_command("INFO", "server"))
         run_id = info["run_id"] if isinstance(info, dict) else server_run_id(info)
         epoch, partitions, marker_run_id = (field or "" for field in fields)
         return PartitionState(epoch, partitions, marker_run_id, str(run_id))
 
     async def close(self, partition: int) -> None:
         """Take the marker away."""
-        async with redis_errors():
-            await self.redis.delete(self.key(partition, "marker"))
+        name = self.key(partition, "marker")
+        await self.twice(lambda redis: redis.delete(name))
 
     async def open(self, partition: int, epoch: int, run_id: str) -> None:
-        """Start a new epoch on the server with ``run_id``; its event ids begin at 1 again, under the new epoch."""
+        """Start a new epoch on the server with ``run_id``; its event ids begin at 1 again, under the new epoch.
+
+        Never tried twice: the sequence must not start again under an epoch that is in use. Whoever failed takes a new
+        epoch.
+        """
         if epoch >= _EPOCH_MAX:
             message = f"epoch {epoch} is out of range"
             raise ValueError(message)
@@ -51,8 +55,7 @@ class PartitionRedisClient(BaseRedisClient):
                     f"Redis does not hold the whole state of partition {partition}; it is rebuilt from history first."
                 )
                 raise StateNotLoadedError(message)
-        async with redis_errors():
-            memory = await self.redis.info("memory")
+        memory = await self.twice(lambda redis: redis.info("memory"))
         policy = memory.get("maxmemory_policy")
         if policy != "noeviction":
             message = f"Redis may evict keys (maxmemory-policy is {policy}); it must be noeviction."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
-import itertools
 import json
 from collections import defaultdict
 from decimal import Decimal
@@ -19,10 +18,10 @@ from margin.domain.account import Account
 from margin.domain.event import StoredEvent, canonical, digest, version_of
 from margin.domain.position import Position
 from margin.errors import PostgresUnavailableError
-from margin.ports import Appended, HistoryAccount, HistoryKey, LiquidationQuery, TradeQuery
+from margin.ports import Appended, HistoryAccount, HistoryKey, LiquidationQuery, StoredResult, TradeQuery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from margin.config import Settings
 
@@ -41,7 +40,7 @@ _OPENING_LOCK = 7_305_461_209
 
 _SECOND_LOOK = """
     select wanted.account_id, wanted.n,
-        same_place.event_id as present_id, same_key.event_id as key_id,
+        same_place.event_id as present_id, same_place.hash as present_hash, same_key.event_id as key_id,
         accounts.n as head_n, accounts.event_id as head_id
     from unnest(%(account_ids)s::bigint[], %(ns)s::bigint[], %(keys)s::text[]) as wanted (account_id, n, key)
     left join events as same_place on (same_place.account_id, same_place.n) = (wanted.account_id, wanted.n)
@@ -76,6 +75,11 @@ _ACCOUNTS = """
     where account_id > %(after)s
     order by account_id
     limit %(limit)s
+"""
+_RESULT = """
+    select event_id, request_hash, body -> 'result' as result
+    from events
+    where account_id = %(account_id)s and key = %(key)s
 """
 _ACCOUNT = """
     select account_id, n, event_id, chain_hash, balance, positions
@@ -112,6 +116,13 @@ class PostgresClient:
         """
         async with self._pool.lease() as lease:
             yield PostgresWriter(lease)
+
+    async def result(self, account_id: int, key: str) -> StoredResult | None:
+        """Recall what an idempotency key did, however long ago; None when it did nothing."""
+        rows = await self._pool.query(_RESULT, {"account_id": account_id, "key": key})
+        for row in rows:
+            return StoredResult(row["event_id"], row["request_hash"], canonical(row["result"]))
+        return None
 
     async def account_exists(self, account_id: int) -> bool:
         """Whether any event of the account is in history."""
@@ -227,7 +238,10 @@ class PostgresWriter:
         for event in events:
             link = _Link.of(event)
             links[link.account_id].append(link)
-        taken = await self._insert([link for chain in links.values() for link in chain])
+        try:
+            taken = await self._insert([link for chain in links.values() for link in chain])
+        except _RejectedError:
+            taken = set()
         return {
             account_id: Appended(tuple(link.event.event_id for link in chain))
             if account_id in taken
@@ -239,13 +253,15 @@ class PostgresWriter:
         """Accounts whose events were stored by this very statement; none when one of the keys is in history already."""
         parameters = {
             "event_ids": [link.event.event_id for link in links],
-            "hashes": [digest(link.event.body) for link in links],
+            "hashes": [link.hash for link in links],
             "bodies": [link.event.body for link in links],
         }
         try:
             rows = await self._lease.fetch(_APPEND, parameters)
         except psycopg.errors.UniqueViolation:
             return set()
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            raise _RejectedError from error
         return {row["account_id"] for row in rows}
 
     async def _second_look(self, chain: Sequence[_Link]) -> Appended:
@@ -257,9 +273,9 @@ class PostgresWriter:
         """
         stored: list[int] = []
         rest = list(chain)
-        for _ in range(_LOOKS_MAX):
+        for _ in range(len(chain) + _LOOKS_MAX):
             seen = await self._look(rest)
-            while rest and seen[rest[0].n].present_id == rest[0].event.event_id:
+            while rest and seen[rest[0].n].holds(rest[0]):
                 stored.append(rest.pop(0).event.event_id)
             if not rest:
                 break
@@ -269,12 +285,12 @@ class PostgresWriter:
                 return Appended(tuple(stored), forked=True, key_used_by=key_used_by)
             if seen[first.n].head_n < first.n - 1:
                 return Appended(tuple(stored), gap=True)
-            free = _free(rest, seen)
-            if first.account_id in await self._insert(free):
-                stored += [link.event.event_id for link in free]
-                rest = rest[len(free) :]
-                if not rest:
-                    break
+            # One at a time, so that what stands before an event that is refused is kept.
+            try:
+                if first.account_id in await self._insert([first]):
+                    stored.append(rest.pop(0).event.event_id)
+            except _RejectedError:
+                return Appended(tuple(stored), rejected=True)
         return Appended(tuple(stored))
 
     async def _look(self, chain: Sequence[_Link]) -> dict[int, _Place]:
@@ -285,8 +301,15 @@ class PostgresWriter:
         }
         rows = await self._lease.fetch(_SECOND_LOOK, parameters)
         return {
-            row["n"]: _Place(row["present_id"], row["key_id"], row["head_n"] or 0, row["head_id"] or 0) for row in rows
+            row["n"]: _Place(
+                row["present_id"], row["present_hash"], row["key_id"], row["head_n"] or 0, row["head_id"] or 0
+            )
+            for row in rows
         }
+
+
+class _RejectedError(Exception):
+    """PostgreSQL refuses an event as it is, whoever tries again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -298,11 +321,12 @@ class _Link:
     n: int
     previous_event_id: int
     key: str
+    hash: str
 
     @classmethod
     def of(cls, event: StoredEvent) -> _Link:
         body = json.loads(event.body)
-        return cls(event, body["account_id"], body["n"], body["previous_event_id"], body["key"])
+        return cls(event, body["account_id"], body["n"], body["previous_event_id"], body["key"], digest(event.body))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -310,21 +334,20 @@ class _Place:
     """What history holds where an event wants to go: the event there, the event of its key, the last event."""
 
     present_id: int | None
+    present_hash: str | None
     key_id: int | None
     head_n: int
     head_id: int
 
+    def holds(self, link: _Link) -> bool:
+        """Whether the very event is there already."""
+        return self.present_id == link.event.event_id and self.present_hash == link.hash
+
     def stands_in_the_way_of(self, link: _Link) -> bool:
         """Whether the event can never be stored: its place, its key or its predecessor is another event's."""
-        event_id = link.event.event_id
         if self.present_id is not None or self.key_id is not None:
-            return self.present_id != event_id
+            return not self.holds(link)
         return self.head_n == link.n - 1 and self.head_id != link.previous_event_id
-
-
-def _free(rest: Sequence[_Link], seen: Mapping[int, _Place]) -> list[_Link]:
-    """Those before the first that can never be stored."""
-    return list(itertools.takewhile(lambda link: not seen[link.n].stands_in_the_way_of(link), rest))
 
 
 def _moment(microseconds: int | None) -> dt.datetime | None:

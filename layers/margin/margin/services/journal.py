@@ -179,16 +179,16 @@ class Journal:
                 view = await reading
                 for attempt in range(COMMIT_ATTEMPTS_MAX):
                     if view.replay is not None:
-                        return await self._replay(request, view.replay, writer)
+                        return await self._replay(request, key, view.replay, writer)
                     decision = decide(view)
                     if decision is None:
                         return None
                     reply = await self._commit(request, key, view, decision)
                     if isinstance(reply, StoredResult):
-                        return await self._replay(request, reply, writer)
+                        return await self._replay(request, key, reply, writer)
                     if isinstance(reply, Committed):
-                        final = await self._store(request.account_id, reply.event_id, reply.pending, writer)
-                        return Outcome(reply.event_id, decision.result, final=final, crossed=reply.crossed)
+                        outcome = Outcome(reply.event_id, decision.result, final=False, crossed=reply.crossed)
+                        return await self._finish(request, key, outcome, reply.pending, writer)
                     count(MetricName.COMMIT_CONFLICTS)
                     await asyncio.sleep(_backoff_s(attempt))
                     view = await self._read(request, key)
@@ -216,8 +216,10 @@ class Journal:
         with suppress(RedisUnavailableError, StateNotLoadedError):
             # Left on the list they are found to be in history by whoever looks next.
             await self._accounts.forget_pending(account_id, appended.stored)
-        if appended.gap:
-            logger.error("history_gap", account_id=account_id, event_id=events[0].event_id)
+        if appended.gap or appended.rejected:
+            count(MetricName.HISTORY_BLOCKED)
+            waiting = [event.event_id for event in events if event.event_id not in appended.stored]
+            logger.error("history_blocked", account_id=account_id, event_id=waiting[0], gap=appended.gap)
         if appended.forked:
             await self._healing.heal(account_id)
         return appended
@@ -279,41 +281,56 @@ class Journal:
             key_ttl_s=self._idempotency_ttl_s if request.key else _MADE_KEY_TTL_S,
         )
 
-    async def _replay(self, request: WriteRequest, replay: StoredResult, writer: HistoryWriter) -> Outcome:
+    async def _replay(self, request: WriteRequest, key: str, replay: StoredResult, writer: HistoryWriter) -> Outcome:
         """Answer what the key did, after completing step 4 for it."""
-        if replay.request_hash != request.request_hash:
-            message = "This Idempotency-Key was used for another request; use a new key for a new request."
-            raise IdempotencyKeyReusedError(message)
+        _check_same_request(request, replay)
+        outcome = Outcome(replay.event_id, json.loads(replay.result), final=True, replayed=True)
         # What is pending is the end of the chain, and ids rise along it; only the oldest of a long list are here.
-        waiting = bool(replay.pending) and replay.event_id >= replay.pending[0].event_id
-        final = not waiting or await self._store(request.account_id, replay.event_id, replay.pending, writer)
-        return Outcome(replay.event_id, json.loads(replay.result), final=final, replayed=True)
+        if not replay.pending or replay.event_id < replay.pending[0].event_id:
+            return outcome
+        return await self._finish(request, key, outcome, replay.pending, writer)
 
-    async def _store(
-        self, account_id: int, event_id: int, pending: Sequence[StoredEvent], writer: HistoryWriter
-    ) -> bool:
-        """Step 4 for an event and all that waits before it; whether the event is final."""
+    async def _finish(
+        self,
+        request: WriteRequest,
+        key: str,
+        outcome: Outcome,
+        pending: Sequence[StoredEvent],
+        writer: HistoryWriter,
+    ) -> Outcome:
+        """Step 4 for an event and all that waits before it."""
+        account_id, event_id = request.account_id, outcome.event_id
         try:
             appended = await self.settle(account_id, pending, writer)
-        except (UnavailableError, ContentionError):
+            if appended.forked and event_id not in appended.stored and await self._dropped(account_id, event_id):
+                return await self._undone(request, key, by_key=appended.key_used_by == event_id)
+        except (UnavailableError, ContentionError) as error:
             count(MetricName.HISTORY_PENDING)
-            logger.warning("history_pending", account_id=account_id, event_id=event_id)
-            return False
-        if event_id in appended.stored:
-            return True
-        if appended.forked and await self._dropped(account_id, event_id):
-            if appended.key_used_by == event_id:
-                message = (
-                    "This Idempotency-Key was used long ago; use a new key for a new request. Nothing was executed."
-                )
-                raise IdempotencyKeyReusedError(message)
+            logger.warning("history_pending", account_id=account_id, event_id=event_id, code=error.code)
+            return dataclasses.replace(outcome, final=False)
+        return dataclasses.replace(outcome, final=event_id in appended.stored)
+
+    async def _undone(self, request: WriteRequest, key: str, *, by_key: bool) -> Outcome:
+        """Answer for an event that history refused: what its key did before, if that is why; else that it is gone.
+
+        Redis forgets a key after some time, or with what it loses; history does not: a key is executed once for ever.
+        """
+        recalled = await self._history.result(request.account_id, key) if by_key else None
+        if recalled is None:
             message = "History holds another event in this place; the request was undone. Retry it."
             raise HistoryForkError(message)
-        return False
+        _check_same_request(request, recalled)
+        return Outcome(recalled.event_id, json.loads(recalled.result), final=True, replayed=True)
 
     async def _dropped(self, account_id: int, event_id: int) -> bool:
         """Whether an event that history did not take is no longer waiting either."""
         return all(event.event_id != event_id for event in await self._accounts.pending(account_id))
+
+
+def _check_same_request(request: WriteRequest, replay: StoredResult) -> None:
+    if replay.request_hash != request.request_hash:
+        message = "This Idempotency-Key was used for another request; use a new key for a new request."
+        raise IdempotencyKeyReusedError(message)
 
 
 def _backoff_s(attempt: int) -> float:

@@ -34,6 +34,14 @@ class Verdict(StrEnum):
     UNDECIDED = "undecided"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Evaluations:
+    """Which accounts were liquidated, and which could not be evaluated."""
+
+    liquidated: list[int]
+    failed: list[int]
+
+
 @dataclasses.dataclass(slots=True)
 class ScanReport:
     """What a scan did."""
@@ -94,33 +102,28 @@ class LiquidationService:
                 return Verdict.ANCHORED
         return Verdict.UNDECIDED
 
-    async def evaluate_quietly(self, account_ids: Iterable[int]) -> list[int]:
-        """Evaluate accounts, some at a time, and log what fails instead of raising it: the scan comes back to those.
-
-        Returns
-        -------
-        list of int
-            Accounts that were liquidated.
-        """
+    async def evaluate_quietly(self, account_ids: Iterable[int]) -> Evaluations:
+        """Evaluate accounts, some at a time, and log what fails instead of raising it: the scan comes back to those."""
         limit = asyncio.Semaphore(_EVALUATIONS_AT_ONCE)
         down = asyncio.Event()
+        evaluations = Evaluations([], [])
 
-        async def one(account_id: int) -> bool:
+        async def one(account_id: int) -> None:
             async with limit:
                 if down.is_set():
-                    return False
+                    evaluations.failed.append(account_id)
+                    return
                 try:
-                    return await self.evaluate(account_id) is Verdict.LIQUIDATED
-                except UnavailableError as error:
-                    down.set()
-                    logger.warning("evaluation_failed", account_id=account_id, code=error.code)
+                    if await self.evaluate(account_id) is Verdict.LIQUIDATED:
+                        evaluations.liquidated.append(account_id)
                 except MarginError as error:
+                    if isinstance(error, UnavailableError):
+                        down.set()
+                    evaluations.failed.append(account_id)
                     logger.warning("evaluation_failed", account_id=account_id, code=error.code)
-                return False
 
-        wanted = list(dict.fromkeys(account_ids))
-        liquidated = await asyncio.gather(*(one(account_id) for account_id in wanted))
-        return [account_id for account_id, happened in zip(wanted, liquidated, strict=True) if happened]
+        await asyncio.gather(*(one(account_id) for account_id in dict.fromkeys(account_ids)))
+        return evaluations
 
     async def scan(self, *, keep_going: Callable[[], bool] = lambda: True) -> ScanReport:
         """Look at every account once and evaluate those that are liquidatable.
@@ -144,7 +147,9 @@ class LiquidationService:
                 report.accounts += len(page.rows)
                 candidates = [row.account.account_id for row in page.rows if self._is_candidate(row, market, report)]
                 report.candidates += len(candidates)
-                report.liquidated += await self.evaluate_quietly(candidates)
+                evaluations = await self.evaluate_quietly(candidates)
+                report.liquidated += evaluations.liquidated
+                report.failed += len(evaluations.failed)
                 cursor = page.cursor
                 if cursor == "0":
                     break

@@ -72,7 +72,7 @@ class MarkPriceService:
         if self._queue is not None:
             await self._pass_on(self._queue, crossed[self._crossed_inline_max :])
             crossed = crossed[: self._crossed_inline_max]
-        liquidated = await self._liquidations.evaluate_quietly(crossed)
+        liquidated = (await self._liquidations.evaluate_quietly(crossed)).liquidated
         for update in updates:
             logger.info(
                 "mark_price_set",

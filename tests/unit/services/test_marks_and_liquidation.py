@@ -1,0 +1,311 @@
+"""Mark prices bring accounts to evaluation; evaluation anchors or liquidates; the scan misses nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+
+from margin.domain.instrument import Instrument, Tier
+from margin.errors import (
+    NoMarkPriceError,
+    PostgresUnavailableError,
+    QueueUnavailableError,
+    RedisUnavailableError,
+    StateNotLoadedError,
+)
+from margin.observability import MetricName, counted
+from margin.services.liquidation import Verdict
+from tests.actions import BTC, ETH, buy, deposit, mark, sell
+from tests.fakes import Exchange
+
+DOWN = RedisUnavailableError("Redis is down.")
+NO_HISTORY = PostgresUnavailableError("PostgreSQL is down.")
+
+
+async def _longs(exchange: Exchange, *balances: str) -> None:
+    """Open a long of 1 at 50000 for an account with each balance, numbered from 1."""
+    await mark(exchange, "50000")
+    for account_id, balance in enumerate(balances, start=1):
+        await deposit(exchange, account_id, balance)
+        await buy(exchange, account_id, "1", "50000")
+
+
+async def _set(exchange: Exchange, price: str) -> None:
+    """Store a mark price without evaluating anybody."""
+    await exchange.market.set_marks({BTC: Decimal(price)}, crossed_max=0)
+
+
+def _types(exchange: Exchange, account_id: int = 1) -> list[str]:
+    return [link.body["type"] for link in exchange.history_store.chains[account_id]]
+
+
+async def test_mark_price_that_crosses_nobody_evaluates_nobody(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    reads = exchange.faults.calls["accounts.read"]
+    outcome = await mark(exchange, "40000.00000001")
+    assert (outcome.at_risk, outcome.liquidated) == (0, ())
+    assert exchange.faults.calls["accounts.read"] == reads
+
+
+async def test_mark_price_liquidates_those_below_maintenance_and_anchors_the_others(exchange: Exchange) -> None:
+    await _longs(exchange, "14000", "13999.99999999", "20000")
+    outcome = await mark(exchange, "40000")
+    assert (outcome.at_risk, outcome.liquidated) == (2, (2,))
+    assert _types(exchange, 1) == ["DEPOSIT", "TRADE"]
+    assert _types(exchange, 2) == ["DEPOSIT", "TRADE", "LIQUIDATION"]
+
+
+async def test_liquidation_closes_all_positions_at_their_marks(exchange: Exchange) -> None:
+    await mark(exchange, "2000", ETH)
+    await _longs(exchange, "12000")
+    await sell(exchange, 1, "1", "2000", symbol=ETH)
+    assert (await mark(exchange, "42300")).liquidated == (1,)
+    hot = exchange.redis.accounts[1]
+    assert (hot.account.balance, hot.account.positions, hot.triggers) == (4300, {}, {})
+    (row,) = (await exchange.history.liquidations()).rows
+    assert (row["equity"], row["maintenance_margin"], row["shortfall"]) == (4300, 4430, 0)
+    assert [(closed["symbol"], closed["realised_pnl"]) for closed in row["positions"]] == [(BTC, "-7700"), (ETH, "0")]
+
+
+async def test_liquidation_with_a_shortfall_leaves_balance_zero_and_books_it_as_uncovered(exchange: Exchange) -> None:
+    shortfalls = counted(MetricName.LIQUIDATION_SHORTFALLS)
+    await _longs(exchange, "10000")
+    assert (await mark(exchange, "39000.5")).liquidated == (1,)
+    assert exchange.redis.accounts[1].account.balance == 0
+    (row,) = (await exchange.history.liquidations(account_id=1)).rows
+    assert (row["equity"], row["shortfall"]) == (Decimal("-999.5"), Decimal("999.5"))
+    ledger = dict(exchange.history_store.chains[1][-1].body["ledger"])
+    assert ledger == {"cash": "-10000", "house_pnl": "10999.5", "uncovered": "-999.5"}
+    assert counted(MetricName.LIQUIDATION_SHORTFALLS) - shortfalls == 1
+
+
+async def test_evaluation_of_a_healthy_account_anchors_its_triggers_to_the_present_mark(exchange: Exchange) -> None:
+    await mark(exchange, "2000", ETH)
+    await _longs(exchange, "20000")
+    await buy(exchange, 1, "10", "2000", symbol=ETH)
+    before = dict(exchange.redis.accounts[1].triggers)
+    version = exchange.redis.accounts[1].version
+    await _set(exchange, "45000")
+    assert await exchange.liquidations.evaluate(1) is Verdict.ANCHORED
+    after = exchange.redis.accounts[1].triggers
+    assert after[BTC].score < before[BTC].score
+    assert exchange.redis.accounts[1].version == version
+    assert (await mark(exchange, "45000")).at_risk == 0
+
+
+async def test_anchor_that_changes_nothing_writes_nothing(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    writes = exchange.redis.trigger_writes
+    assert await exchange.liquidations.evaluate(1) is Verdict.ANCHORED
+    assert exchange.redis.trigger_writes == writes
+
+
+async def test_account_without_positions_needs_no_anchor(exchange: Exchange) -> None:
+    await deposit(exchange, 1, "10")
+    assert await exchange.liquidations.evaluate(1) is Verdict.ANCHORED
+    assert await exchange.liquidations.evaluate(2) is Verdict.ANCHORED
+    assert exchange.faults.calls["accounts.anchor"] == 0
+
+
+async def test_mark_that_moves_during_the_evaluation_is_seen_before_it_ends(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    await _set(exchange, "41000")
+    exchange.faults.call("accounts.anchor.before", lambda: _set(exchange, "39000"))
+    assert await exchange.liquidations.evaluate(1) is Verdict.LIQUIDATED
+
+
+async def test_trade_during_the_evaluation_is_evaluated_with_it(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    await _set(exchange, "41000")
+    exchange.faults.call("accounts.anchor.before", lambda: deposit(exchange, 1, "1000"))
+    assert await exchange.liquidations.evaluate(1) is Verdict.ANCHORED
+    hot = exchange.redis.accounts[1]
+    assert hot.account.balance == 15000
+    assert hot.triggers[BTC].score == pytest.approx(35000 / 0.9)
+
+
+async def test_price_that_recovers_before_the_liquidation_commits_saves_the_account(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    exchange.faults.call("accounts.commit.before", lambda: _set(exchange, "50000"))
+    assert (await mark(exchange, "39000")).liquidated == ()
+    assert _types(exchange) == ["DEPOSIT", "TRADE"]
+
+
+async def test_deposit_before_the_liquidation_commits_saves_the_account(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    exchange.faults.call("accounts.commit.before", lambda: deposit(exchange, 1, "10000"))
+    assert (await mark(exchange, "39000")).liquidated == ()
+    assert _types(exchange) == ["DEPOSIT", "TRADE", "DEPOSIT"]
+
+
+async def test_instrument_that_changes_before_the_liquidation_commits_is_decided_on_anew(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    relieved = Instrument(BTC, tiers=(Tier(None, Decimal("0.10"), Decimal("0.01")),), version=1)
+    exchange.faults.call("accounts.commit.before", lambda: exchange.redis.instruments.update({BTC: relieved}))
+    assert (await mark(exchange, "39000")).liquidated == ()
+    assert _types(exchange) == ["DEPOSIT", "TRADE"]
+
+
+async def test_liquidation_names_every_mark_and_instrument_that_it_was_decided_on(exchange: Exchange) -> None:
+    await mark(exchange, "2000", ETH)
+    await _longs(exchange, "14000")
+    await buy(exchange, 1, "0.1", "2000", symbol=ETH)
+    await mark(exchange, "39000")
+    commit = exchange.redis.commits[-1]
+    assert commit.marks == {BTC: 39000, ETH: 2000}
+    assert commit.instrument_versions == {BTC: 0, ETH: 0}
+
+
+async def test_liquidation_happens_once_with_many_evaluators_at_once(exchange: Exchange) -> None:
+    liquidations = counted(MetricName.LIQUIDATIONS)
+    await _longs(exchange, "14000")
+    await _set(exchange, "39000")
+    verdicts = await asyncio.gather(*(exchange.liquidations.evaluate(1) for _ in range(20)))
+    assert set(verdicts) <= {Verdict.LIQUIDATED, Verdict.ANCHORED}
+    assert _types(exchange) == ["DEPOSIT", "TRADE", "LIQUIDATION"]
+    assert counted(MetricName.LIQUIDATIONS) - liquidations == 1
+
+
+async def test_account_can_be_liquidated_again_later(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    await mark(exchange, "39000")
+    await mark(exchange, "50000")
+    await deposit(exchange, 1, "14000")
+    await buy(exchange, 1, "1", "50000")
+    assert (await mark(exchange, "30000")).liquidated == (1,)
+    assert _types(exchange).count("LIQUIDATION") == 2
+
+
+async def test_lost_reply_of_a_liquidation_is_settled_and_it_happens_once(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    exchange.faults.fail("accounts.commit.after", DOWN)
+    assert (await mark(exchange, "39000")).liquidated == (1,)
+    assert _types(exchange).count("LIQUIDATION") == 1
+
+
+async def test_price_is_stored_though_the_evaluation_fails_and_the_scan_comes_back(exchange: Exchange) -> None:
+    await _longs(exchange, "14000", "14000")
+    exchange.faults.take_down("history", NO_HISTORY)
+    outcome = await mark(exchange, "39000")
+    assert (outcome.at_risk, outcome.liquidated) == (2, ())
+    exchange.faults.bring_up("history")
+    assert (await exchange.liquidations.scan()).liquidated == [1, 2]
+
+
+async def test_mark_price_without_a_loaded_state_is_not_stored(exchange: Exchange) -> None:
+    exchange.redis.markers.clear()
+    with pytest.raises(StateNotLoadedError):
+        await mark(exchange, "50000")
+    assert exchange.redis.marks == {}
+
+
+async def test_account_with_a_stale_mark_is_liquidated_only_where_it_is_fresh(exchange: Exchange) -> None:
+    exchange.redis.instruments[ETH] = Instrument(ETH, mark_max_age_s=10, version=1)
+    await mark(exchange, "2000", ETH)
+    await _longs(exchange, "14000")
+    await buy(exchange, 1, "0.1", "2000", symbol=ETH)
+    exchange.clock.advance(11)
+    assert (await mark(exchange, "30000")).liquidated == (1,)
+    assert set(exchange.redis.accounts[1].account.positions) == {ETH}
+
+
+async def test_account_whose_marks_are_all_stale_stays_undecided_and_crossed(exchange: Exchange) -> None:
+    exchange.redis.instruments[BTC] = Instrument(BTC, mark_max_age_s=10, version=1)
+    await _longs(exchange, "10000")
+    await _set(exchange, "20000")
+    exchange.clock.advance(11)
+    assert await exchange.liquidations.evaluate(1) is Verdict.UNDECIDED
+    assert _types(exchange) == ["DEPOSIT", "TRADE"]
+    assert (await mark(exchange, "20000")).liquidated == (1,)
+
+
+# --- more than one call evaluates
+
+
+async def test_accounts_beyond_those_evaluated_at_once_are_queued() -> None:
+    exchange = await Exchange(crossed_inline_max=2, crossed_queued_max=4).open()
+    await _longs(exchange, *["14000"] * 5)
+    outcome = await mark(exchange, "39000")
+    assert exchange.queue is not None
+    assert (outcome.at_risk, outcome.liquidated, exchange.queue.sent) == (5, (1, 2), [3, 4])
+    assert (await exchange.liquidations.scan()).liquidated == [3, 4, 5]
+
+
+async def test_queue_that_is_down_hinders_neither_the_price_nor_the_first_accounts() -> None:
+    exchange = await Exchange(crossed_inline_max=1, crossed_queued_max=10).open()
+    await _longs(exchange, "14000", "14000")
+    exchange.faults.take_down("queue", QueueUnavailableError("The queue is down."))
+    outcome = await mark(exchange, "39000")
+    assert (outcome.at_risk, outcome.liquidated) == (2, (1,))
+
+
+async def test_account_crossed_by_two_symbols_is_evaluated_once(exchange: Exchange) -> None:
+    await mark(exchange, "50000", ETH)
+    await _longs(exchange, "20000")
+    await buy(exchange, 1, "1", "50000", symbol=ETH)
+    evaluated = counted(MetricName.ACCOUNTS_EVALUATED)
+    outcome = await exchange.marks.set_marks({BTC: Decimal(40000), ETH: Decimal(40000)})
+    assert outcome.liquidated == (1,)
+    assert counted(MetricName.ACCOUNTS_EVALUATED) - evaluated == 1
+
+
+# --- the scan
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_scan_looks_at_every_account_and_liquidates_those_below_maintenance(partitions: int) -> None:
+    exchange = await Exchange(partitions=partitions, page_size=2).open()
+    await _longs(exchange, "14000", "20000", "14000", "20000", "14000", "20000", "14000")
+    await _set(exchange, "39000")
+    report = await exchange.liquidations.scan()
+    assert (report.accounts, report.candidates, report.complete) == (7, 4, True)
+    assert sorted(report.liquidated) == [1, 3, 5, 7]
+    assert (report.unvalued, report.failed) == (0, 0)
+
+
+async def test_scan_out_of_time_says_that_it_is_not_complete(exchange: Exchange) -> None:
+    await _longs(exchange, *["14000"] * 5)
+    await _set(exchange, "39000")
+    answers = iter([True, False])
+    report = await exchange.liquidations.scan(keep_going=lambda: next(answers))
+    assert (report.complete, report.accounts, report.liquidated) == (False, 4, [1, 2, 3, 4])
+
+
+async def test_scan_that_ends_with_its_last_page_is_complete_whatever_the_time(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    report = await exchange.liquidations.scan(keep_going=lambda: False)
+    assert (report.complete, report.accounts) == (True, 1)
+
+
+async def test_scan_goes_past_an_account_whose_symbol_has_no_mark(exchange: Exchange) -> None:
+    await mark(exchange, "2000", ETH)
+    await _longs(exchange, "14000", "14000", "14000")
+    await buy(exchange, 1, "0.1", "2000", symbol=ETH)
+    del exchange.redis.marks[ETH]
+    await _set(exchange, "39000")
+    report = await exchange.liquidations.scan()
+    assert (report.accounts, report.unvalued, report.liquidated) == (3, 1, [2, 3])
+    with pytest.raises(NoMarkPriceError):
+        await exchange.margin.account_margin(1)
+
+
+async def test_scan_of_an_empty_exchange_is_complete(exchange: Exchange) -> None:
+    report = await exchange.liquidations.scan()
+    assert (report.accounts, report.complete, report.liquidated) == (0, True, [])
+
+
+async def test_scan_with_redis_down_fails(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    exchange.faults.take_down("accounts", DOWN)
+    with pytest.raises(RedisUnavailableError):
+        await exchange.liquidations.scan()
+
+
+async def test_scan_counts_the_candidates_that_it_could_not_evaluate(exchange: Exchange) -> None:
+    await _longs(exchange, "14000", "14000")
+    await _set(exchange, "39000")
+    exchange.faults.take_down("history", NO_HISTORY)
+    report = await exchange.liquidations.scan()
+    assert (report.candidates, report.liquidated, report.failed) == (2, [], 2)
