@@ -7,8 +7,15 @@ from margin.domain.event import Event, EventType, StoredEvent, digest
 AT_US = 1_700_000_000_000_000
 
 
-def chain(
-    account_id: int, count: int, *, after: StoredEvent | None = None, n: int = 1, id_offset: int = 0, name: str = ""
+def chain(  # noqa: PLR0913 - where the chain begins, and what makes it another
+    account_id: int,
+    count: int,
+    *,
+    after: StoredEvent | None = None,
+    n: int = 1,
+    id_offset: int = 0,
+    name: str = "",
+    subject: str | None = None,
 ) -> list[StoredEvent]:
     """Make ``count`` deposits of 1, the first of them with number ``n`` and, if it has a predecessor, ``after`` it.
 
@@ -17,7 +24,7 @@ def chain(
     events: list[StoredEvent] = []
     previous = after
     for number in range(n, n + count):
-        body = _body(account_id, number, previous, key=f"{name}{number}")
+        body = _body(account_id, number, previous, key=f"{name}{number}", subject=subject)
         previous = StoredEvent(id_offset + account_id * 1000 + number, body)
         events.append(previous)
     return events
@@ -33,7 +40,7 @@ def chain_with_keys(account_id: int, keys: list[str], *, after: StoredEvent, n: 
     return events
 
 
-def _body(account_id: int, n: int, previous: StoredEvent | None, *, key: str) -> str:
+def _body(account_id: int, n: int, previous: StoredEvent | None, *, key: str, subject: str | None = None) -> str:
     return Event(
         type=EventType.DEPOSIT,
         account_id=account_id,
@@ -43,7 +50,7 @@ def _body(account_id: int, n: int, previous: StoredEvent | None, *, key: str) ->
         at_us=AT_US + n,
         key=key,
         request_hash="-",
-        subject=None,
+        subject=subject,
         source_ip=None,
         balance=str(n),
         positions={},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from margin import __version__
 from margin.contract.mark_price import MarkPriceAnswer, MarkPriceRequest
-from margin.errors import LimitExceededError
+from margin.errors import LimitExceededError, OutcomeUnknownError
 from margin.http import STORE_PROBLEMS, Router, create_app, problems
 from margin.lambda_entry import http_handler
 from margin.runtime import engine
@@ -15,7 +15,7 @@ router = Router(tags=["market"])
 @router.post(
     "/mark-price",
     summary="Update a mark price",
-    responses=problems(LimitExceededError, *STORE_PROBLEMS),
+    responses=problems(LimitExceededError, OutcomeUnknownError, *STORE_PROBLEMS),
 )
 async def set_mark_price(request: MarkPriceRequest) -> MarkPriceAnswer:
     """Store the price, then liquidate each account that it made liquidatable."""

@@ -43,6 +43,7 @@ class FakeHistory:
         self.chains: dict[int, list[Link]] = {}
         self.epoch = 0
         self.opening = False
+        self.rejected_keys: set[str] = set()
         self._clock = clock
         self._faults = faults
         self._idempotency_ttl_s = idempotency_ttl_s
@@ -53,7 +54,7 @@ class FakeHistory:
     @contextlib.asynccontextmanager
     async def reserve(self) -> AsyncIterator[FakeWriter]:
         await self._faults.before("history.reserve")
-        yield FakeWriter(self.chains, self._faults)
+        yield FakeWriter(self.chains, self._faults, self.rejected_keys)
 
     async def account_exists(self, account_id: int) -> bool:
         await self._faults.before("history.account_exists")
@@ -142,8 +143,9 @@ class FakeHistory:
 class FakeWriter:
     """Implements `margin.ports.HistoryWriter`."""
 
-    def __init__(self, chains: dict[int, list[Link]], faults: Faults) -> None:
+    def __init__(self, chains: dict[int, list[Link]], faults: Faults, rejected_keys: set[str]) -> None:
         self._chains = chains
+        self._rejected_keys = rejected_keys
         self._faults = faults
 
     async def append(self, events: Sequence[StoredEvent]) -> dict[int, Appended]:
@@ -162,7 +164,7 @@ class FakeWriter:
         for link in links:
             n = link.body["n"]
             key_is_used = any(other.body["key"] == link.body["key"] for other in chain)
-            if n <= len(chain) and chain[n - 1].event_id == link.event_id:
+            if n <= len(chain) and (chain[n - 1].event_id, chain[n - 1].hash) == (link.event_id, link.hash):
                 stored.append(link.event_id)
                 continue
             if n <= len(chain) or key_is_used:
@@ -172,6 +174,8 @@ class FakeWriter:
                 return Appended(tuple(stored), gap=True)
             if link.body["previous_hash"] != (chain[-1].hash if chain else ""):
                 return Appended(tuple(stored), forked=True)
+            if link.body["key"] in self._rejected_keys:
+                return Appended(tuple(stored), rejected=True)
             chain = [*chain, link]
             self._chains[account_id] = chain
             stored.append(link.event_id)

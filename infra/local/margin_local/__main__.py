@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
-
-from dotenv import dotenv_values
-
-from margin.config import SettingError, Settings
-from margin.errors import MarginError
-from margin_local import server
-from margin_local.servers import EmbeddedServerError
 
 
 def environment() -> dict[str, str]:
     """Return the environment, with what `.env` in the working directory adds to it; an empty value counts as none."""
+    from dotenv import dotenv_values  # noqa: PLC0415 - see main
+
     given = {**dotenv_values(Path(".env")), **os.environ}
     return {name: value for name, value in given.items() if value}
 
 
 def main() -> int:
-    """Run until stopped; a start that fails says why in one line."""
+    """Run until stopped; a start that fails says why in one line.
+
+    What takes time to import is imported here, where a signal already ends the program quietly.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _run()
+    except KeyboardInterrupt:
+        return 0
+
+
+def _run() -> int:
+    from margin.config import SettingError, Settings  # noqa: PLC0415
+    from margin.errors import MarginError  # noqa: PLC0415
+    from margin_local import server  # noqa: PLC0415
+    from margin_local.servers import EmbeddedServerError  # noqa: PLC0415
+
     try:
         variables = environment()
         server.run(Settings.from_environment(variables), variables)
     except (SettingError, server.PortTakenError, EmbeddedServerError, MarginError) as error:
         print(f"margin: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 0
     return 0
 
 

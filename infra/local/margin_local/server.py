@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from margin.config import Settings
+
+# Standard output holds one line, the one that says where the engine answers.
+_LOGGING = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+_LOGGING["handlers"]["access"]["stream"] = "ext://sys.stderr"
 
 SHUTDOWN_S = 5
 OPENING_TIMEOUT_S = 30.0
@@ -90,6 +96,7 @@ async def serve(settings: Settings, stores: LocalStores, listener: socket.socket
         make_application(title=settings.app_name, version=settings.app_version),
         log_level="info" if settings.debug else "warning",
         access_log=settings.debug,
+        log_config=_LOGGING,
         lifespan="off",
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
@@ -126,9 +133,9 @@ def run(settings: Settings, environment: dict[str, str]) -> None:
     PortTakenError, EmbeddedServerError, MarginError
         Nothing is left running.
     """
-    observability.configure(publish_metrics=False, log_level=_log_level(settings, environment))
+    observability.configure(publish_metrics=False, log_level=_log_level(settings, environment), stream=sys.stderr)
     stores = LocalStores(settings, environment)
-    with contextlib.closing(bind(settings.host, settings.port)) as listener, _terminable():
+    with contextlib.closing(bind(settings.host, settings.port)) as listener:
         try:
             settings = stores.start()
             migrate(settings)
@@ -155,16 +162,6 @@ def _stop(server: uvicorn.Server) -> None:
     """Finish what is under way and stop; asked a second time, do not wait for it."""
     server.force_exit = server.should_exit
     server.should_exit = True
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """While servers start and stop, let SIGTERM unwind as Ctrl-C does, so that nothing is left behind."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _log_level(settings: Settings, environment: dict[str, str]) -> str:

@@ -25,6 +25,7 @@
     └── UnavailableError         503  with Retry-After
         ├── StateNotLoadedError
         ├── RedisUnavailableError
+        │   └── RedisTimeoutError
         ├── PostgresUnavailableError
         ├── SecretUnavailableError
         ├── QueueUnavailableError
@@ -228,6 +229,10 @@ class RedisUnavailableError(UnavailableError):
 
     code = "REDIS_UNAVAILABLE"
     title = "Redis is unavailable"
+
+
+class RedisTimeoutError(RedisUnavailableError):
+    """Redis did not answer in time; what was sent to it may still be executed."""
 
 
 class PostgresUnavailableError(UnavailableError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from enum import StrEnum, unique
-from typing import Any
+from typing import Any, TextIO
 
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
@@ -53,7 +53,7 @@ class _Publication:
 _publication = _Publication()
 
 
-def configure(*, publish_metrics: bool, log_level: str = "INFO") -> None:
+def configure(*, publish_metrics: bool, log_level: str = "INFO", stream: TextIO | None = None) -> None:
     """Set how this process logs and whether it publishes metrics; the composition root calls it once.
 
     Parameters
@@ -62,7 +62,11 @@ def configure(*, publish_metrics: bool, log_level: str = "INFO") -> None:
         True inside Lambda, where a line on stdout becomes a metric.
     log_level : str
         The least severe level that is logged.
+    stream : TextIO or None
+        Where the log goes instead of stdout.
     """
+    if stream is not None:
+        logger.registered_handler.setStream(stream)  # type: ignore[attr-defined]  # ours is a StreamHandler
     _publication.enabled = publish_metrics
     logger.setLevel(log_level)
 

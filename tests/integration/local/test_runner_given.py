@@ -123,7 +123,7 @@ def test_the_environment_wins_over_the_file_and_the_file_over_defaults(runner: R
 
 def test_debug_writes_a_line_for_each_request(runner: Runner) -> None:
     runner.send("GET", "/health?debugging=1")
-    poll(lambda: "GET /health?debugging=1" in runner.stdout)
+    poll(lambda: "GET /health?debugging=1" in runner.stderr)
 
 
 def test_four_partitions_hold_their_accounts_and_liquidate_in_one_price(runner: Runner, stores: Stores) -> None:

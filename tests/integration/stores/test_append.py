@@ -167,6 +167,18 @@ async def test_other_event_with_the_id_of_the_stored_one_is_a_fork(engine: Engin
     assert await _append(engine, same_id) == {1: Appended((), forked=True)}
 
 
+async def test_event_that_cannot_be_stored_is_rejected_and_its_predecessors_are_kept(
+    engine: Engine, query: Query
+) -> None:
+    events = chain(1, 2)
+    unstorable = chain(1, 2, after=events[1], n=3, subject="no text in PostgreSQL holds \0")
+    others = chain(2, 2)
+    appended = await _append(engine, [*events, *unstorable, *others])
+    assert appended == {1: Appended(_ids(events), rejected=True), 2: Appended(_ids(others))}
+    assert _stored(query) == _ids(events)
+    assert query("select n from accounts order by account_id") == [(2,), (2,)]
+
+
 async def test_stored_bodies_are_immutable_facts_that_name_their_predecessors(engine: Engine, query: Query) -> None:
     events = chain(1, 3)
     await _append(engine, events)

@@ -106,6 +106,20 @@ async def test_lost_reply_of_the_clean_up_is_cleaned_up_on_a_new_connection(
     assert query("select count(*) from trades") == [(1,)]
 
 
+async def test_clean_up_that_fails_leaves_a_pending_event_that_the_next_one_takes_away(
+    make_engine: MakeEngine, redis_proxy: Proxy, query: Query, store: redis.Redis
+) -> None:
+    engine = await make_engine(redis_port=redis_proxy.port)
+    await _ready(engine)
+    redis_proxy.break_at(account_redis._FORGET.digest.encode())
+    assert (await buy(engine, 1, "0.1", "50000")).final
+    assert store.llen("pending:1") == 1
+    redis_proxy.repair()
+    assert (await buy(engine, 1, "0.1", "50000")).final
+    assert not store.exists("pending:1", "pending")
+    assert query("select count(*) from trades") == [(2,)]
+
+
 async def test_lost_reply_of_the_append_on_a_kept_connection_is_found_out_on_a_new_one(
     make_engine: MakeEngine, postgres_proxy: Proxy, query: Query
 ) -> None:

@@ -71,6 +71,19 @@ async def test_stuck_accounts_do_not_block_the_others(exchange: Exchange) -> Non
     assert set(exchange.redis.pending) == set(range(1, 121))
 
 
+async def test_rejected_event_holds_up_its_own_account_only(exchange: Exchange) -> None:
+    exchange.history_store.rejected_keys.add("bad")
+    kept = [(await deposit(exchange, 1, "1")).event_id]
+    kept += await _leave_behind(exchange, 1, 2)
+    await deposit(exchange, 1, "1", key="bad")
+    await deposit(exchange, 1, "1")
+    left = await _leave_behind(exchange, 2, 2)
+    report = await exchange.drain.drain()
+    assert (report.stored, report.waiting_accounts) == (len(left), 1)
+    assert exchange.history_store.event_ids(1) == kept
+    assert exchange.history_store.event_ids(2) == left
+
+
 async def test_events_that_history_has_already_only_leave_the_list(exchange: Exchange) -> None:
     exchange.faults.fail("accounts.forget_pending.before", RedisUnavailableError("Redis is down."))
     outcome = await deposit(exchange, 1, "1")

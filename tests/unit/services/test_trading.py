@@ -462,6 +462,16 @@ async def test_fork_that_cannot_be_healed_now_is_not_final_and_healed_by_the_dra
     assert _trades(exchange) == ["0.2", "0.3"]
 
 
+async def test_event_that_history_rejects_stays_pending_and_its_successors_wait(exchange: Exchange) -> None:
+    blocked = counted(MetricName.HISTORY_BLOCKED)
+    exchange.history_store.rejected_keys.add("bad")
+    outcomes = [await buy(exchange, 1, "0.1", "50000", key=key) for key in ("bad", "next")]
+    assert [outcome.final for outcome in outcomes] == [False, False]
+    assert [event.event_id for event in exchange.redis.pending[1]] == [outcome.event_id for outcome in outcomes]
+    assert _trades(exchange) == []
+    assert counted(MetricName.HISTORY_BLOCKED) - blocked == 2
+
+
 async def test_gap_in_history_leaves_the_event_pending(exchange: Exchange) -> None:
     await buy(exchange, 1, "0.1", "50000")
     exchange.history_store.chains[1].pop()

@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 
 from margin.clients import keys
 from margin.clients.credentials import RedisCredentials
-from margin.errors import RedisUnavailableError, StateNotLoadedError
+from margin.errors import RedisTimeoutError, RedisUnavailableError, StateNotLoadedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -68,15 +68,20 @@ async def redis_errors() -> AsyncIterator[None]:
     ------
     StateNotLoadedError
         The server is not the one that the state was loaded into.
+    RedisTimeoutError
+        No answer in time.
     RedisUnavailableError
-        Down, frozen, loading, out of memory, or not answering in time.
+        Down, loading, out of memory.
     """
     try:
         yield
     except ForeignServerError as error:
         raise StateNotLoadedError(_NOT_LOADED.format(reason=error)) from error
-    except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-        message = "Redis did not answer in time or refused the connection."
+    except exceptions.TimeoutError as error:
+        message = "Redis did not answer in time."
+        raise RedisTimeoutError(message) from error
+    except (exceptions.ConnectionError, OSError) as error:
+        message = "Redis refused or broke the connection."
         raise RedisUnavailableError(message) from error
     except (exceptions.OutOfMemoryError, exceptions.ReadOnlyError, exceptions.AuthenticationError) as error:
         message = "Redis refuses to work: out of memory, read-only, or wrong credentials."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from margin.errors import UnavailableError
+from margin.errors import OutcomeUnknownError, RedisTimeoutError, UnavailableError
 from margin.observability import MetricName, count, logger
 
 if TYPE_CHECKING:
@@ -63,9 +63,16 @@ class MarkPriceService:
         ------
         LimitExceededError
             Too many symbols.
+        OutcomeUnknownError
+            Redis did not answer in time.
         UnavailableError
         """
-        updates = await self._market.set_marks(prices, crossed_max=self._crossed_max)
+        try:
+            updates = await self._market.set_marks(prices, crossed_max=self._crossed_max)
+        except RedisTimeoutError as error:
+            # A frozen server may still read the script when it thaws, and then stores the price.
+            message = f"{error.detail} The price may be stored all the same: send the present one."
+            raise OutcomeUnknownError(message) from error
         count(MetricName.MARK_PRICES, len(updates))
         crossed = list(dict.fromkeys(account_id for update in updates for account_id in update.crossed))
         at_risk = sum(update.crossed_count for update in updates)
