@@ -7,7 +7,7 @@ from margin.domain.event import Event, EventType, StoredEvent, digest
 AT_US = 1_700_000_000_000_000
 
 
-def chain(  # noqa: PLR0913 - where the chain begins, and what makes it another
+def chain(
     account_id: int,
     count: int,
     *,

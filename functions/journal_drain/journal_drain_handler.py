@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from margin.lambda_entry import event_handler
+from margin.observability import GaugeName, measure
 from margin.runtime import engine
 from margin.time_budget import remaining_s
 
@@ -15,7 +16,10 @@ RESERVE_S = 3.0
 
 async def drain(_event: dict[str, Any]) -> dict[str, Any]:
     """Drain once; the answer says how many events were stored and how many accounts still wait."""
-    return dataclasses.asdict(await engine().drain.drain(keep_going=lambda: remaining_s() > RESERVE_S))
+    report = await engine().drain.drain(keep_going=lambda: remaining_s() > RESERVE_S)
+    measure(GaugeName.HISTORY_PENDING_AGE, report.oldest_s)
+    measure(GaugeName.INSURANCE_FUND_DEFICIT, float(await engine().history.fund_deficit()))
+    return dataclasses.asdict(report)
 
 
 handler = event_handler(drain)

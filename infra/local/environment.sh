@@ -74,7 +74,7 @@ is_reusable() {
 
 install() {
     # The lock is complete and every file in it is a wheel: nothing is resolved and nothing but this project is built.
-    PIP_USER=0 "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps --no-compile "$@"
+    PIP_USER=0 "$python" -m pip install --quiet --quiet --disable-pip-version-check --no-input --no-deps --no-compile "$@"
 }
 
 is_current && exit

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from margin.domain.account import Account
 from margin.domain.event import canonical, digest, version_of
+from margin.domain.ledger import LedgerAccount
 from margin.domain.position import Position
 from margin.ports import Appended, HistoryAccount, HistoryKey, LiquidationQuery, StoredResult, TradeQuery
 
@@ -66,6 +67,14 @@ class FakeHistory:
             if link.body["key"] == key:
                 return StoredResult(link.event_id, link.body["request_hash"], canonical(link.body["result"]))
         return None
+
+    async def ledger_sums(self, ledger_accounts: Sequence[LedgerAccount]) -> dict[LedgerAccount, Decimal]:
+        await self._faults.before("history.ledger_sums")
+        sums: dict[LedgerAccount, Decimal] = {}
+        for name, amount in (line for chain in self.chains.values() for link in chain for line in link.body["ledger"]):
+            if (account := LedgerAccount(name)) in ledger_accounts:
+                sums[account] = sums.get(account, Decimal(0)) + Decimal(amount)
+        return sums
 
     async def trades(self, query: TradeQuery) -> list[dict[str, Any]]:
         await self._faults.before("history.trades")

@@ -23,7 +23,7 @@ _CORRELATION_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
 
 @unique
 class MetricName(StrEnum):
-    """Every metric of the engine; each is a count."""
+    """Every metric of the engine that counts."""
 
     TRADES_EXECUTED = "TradesExecuted"
     TRADES_REFUSED = "TradesRefused"
@@ -38,6 +38,15 @@ class MetricName(StrEnum):
     STORE_UNAVAILABLE = "StoreUnavailable"
 
 
+@unique
+class GaugeName(StrEnum):
+    """Every metric of the engine that measures; the unit stands last in the name."""
+
+    HISTORY_PENDING_AGE = "HistoryPendingAgeS"
+    MARK_AGE = "MarkAgeS"
+    INSURANCE_FUND_DEFICIT = "InsuranceFundDeficit"
+
+
 logger = Logger(service=SERVICE, utc=True, use_rfc3339=True, serialize_stacktrace=False)
 metrics = Metrics(namespace=NAMESPACE, service=SERVICE)
 
@@ -48,6 +57,7 @@ class _Publication:
     def __init__(self) -> None:
         self.enabled = False
         self.counts: Counter[MetricName] = Counter()
+        self.gauges: dict[GaugeName, float] = {}
 
 
 _publication = _Publication()
@@ -76,6 +86,11 @@ def count(name: MetricName, value: int = 1) -> None:
     _publication.counts[name] += value
 
 
+def measure(name: GaugeName, value: float) -> None:
+    """Set a metric of the present invocation to what it is now."""
+    _publication.gauges[name] = value
+
+
 def counted(name: MetricName) -> int:
     """Return what was counted since the last flush."""
     return _publication.counts[name]
@@ -83,12 +98,16 @@ def counted(name: MetricName) -> int:
 
 def flush_metrics() -> None:
     """Publish the counts of the invocation as one line, if publishing is on, and start at zero again."""
-    counts = dict(_publication.counts)
+    counts, gauges = dict(_publication.counts), dict(_publication.gauges)
     _publication.counts.clear()
-    if not _publication.enabled or not counts:
+    _publication.gauges.clear()
+    if not _publication.enabled or not (counts or gauges):
         return
     for name, value in counts.items():
         metrics.add_metric(name=name.value, unit=MetricUnit.Count, value=value)
+    for gauge, measured in gauges.items():
+        unit = MetricUnit.Seconds if gauge.value.endswith("S") else MetricUnit.NoUnit
+        metrics.add_metric(name=gauge.value, unit=unit, value=measured)
     metrics.flush_metrics()
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from margin.domain.account import Account
     from margin.domain.event import Event, StoredEvent
+    from margin.domain.ledger import LedgerAccount
     from margin.domain.market import Market
     from margin.domain.safe_zone import Trigger
 
@@ -307,6 +308,9 @@ class History(Protocol):
 
     async def accounts(self, after_account_id: int, limit: int) -> list[tuple[HistoryAccount, list[HistoryKey]]]:
         """Accounts in order of their ids."""
+
+    async def ledger_sums(self, ledger_accounts: Sequence[LedgerAccount]) -> dict[LedgerAccount, Decimal]:
+        """Sum of each of some ledger accounts over all accounts; those without a line are left out."""
 
     async def next_epoch(self) -> int:
         """Take a new epoch."""

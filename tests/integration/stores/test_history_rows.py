@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from margin.domain.event import canonical, digest
+from margin.domain.ledger import LedgerAccount
 from tests.actions import BTC, ETH, buy, deposit, mark, sell, withdraw
 from tests.integration.stores.hot_state import hot_state
 
@@ -83,7 +84,7 @@ async def test_ledger_of_each_event_and_of_all_is_zero_and_cash_is_the_balance(e
         sums[event_id] += amount
     assert set(sums.values()) == {Decimal(0)}
     assert len(sums) == 5  # deposit, two realising trades, withdrawal, liquidation
-    ledger = await engine.history_store.ledger_sums()
+    ledger = await engine.history_store.ledger_sums(list(LedgerAccount))
     assert sum(ledger.values()) == 0
     assert ledger["cash"] == 0
     assert ledger["external"] == Decimal("-9899.87654322")

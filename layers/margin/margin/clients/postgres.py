@@ -16,6 +16,7 @@ import psycopg
 from margin.clients.postgres_pool import Lease, PostgresPool, Row
 from margin.domain.account import Account
 from margin.domain.event import StoredEvent, canonical, digest, version_of
+from margin.domain.ledger import LedgerAccount
 from margin.domain.position import Position
 from margin.errors import PostgresUnavailableError
 from margin.ports import Appended, HistoryAccount, HistoryKey, LiquidationQuery, StoredResult, TradeQuery
@@ -75,6 +76,12 @@ _ACCOUNTS = """
     where account_id > %(after)s
     order by account_id
     limit %(limit)s
+"""
+_LEDGER_SUMS = """
+    select ledger_account, sum(amount) as amount
+    from ledger_lines
+    where ledger_account = any(%(ledger_accounts)s::text[])
+    group by ledger_account
 """
 _RESULT = """
     select event_id, request_hash, body -> 'result' as result
@@ -184,12 +191,10 @@ class PostgresClient:
                 # The lock is the session's: it goes with the connection, whatever state that is in.
                 lease.discard()
 
-    async def ledger_sums(self) -> dict[str, Decimal]:
-        """Sum of each ledger account over all accounts; together they are zero."""
-        rows = await self._pool.query(
-            "select ledger_account, sum(amount) as amount from ledger_lines group by ledger_account"
-        )
-        return {row["ledger_account"]: row["amount"] for row in rows}
+    async def ledger_sums(self, ledger_accounts: Sequence[LedgerAccount]) -> dict[LedgerAccount, Decimal]:
+        """Sum of each of some ledger accounts over all accounts; all of them together are zero."""
+        rows = await self._pool.query(_LEDGER_SUMS, {"ledger_accounts": [str(name) for name in ledger_accounts]})
+        return {LedgerAccount(row["ledger_account"]): row["amount"] for row in rows}
 
     async def check(self) -> None:
         """Raise when PostgreSQL cannot be used or has no schema.

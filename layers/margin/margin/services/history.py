@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from decimal import Decimal
 from typing import Any
 
+from margin.domain.ledger import LedgerAccount
 from margin.errors import CursorInvalidError, UnknownAccountError
 from margin.ports import History, LiquidationQuery, TradeQuery
 from margin.services.cursors import decode_cursor, encode_cursor
@@ -67,6 +69,16 @@ class HistoryService:
         more = len(rows) > limit
         rows = rows[:limit]
         return HistoryPage(rows, encode_cursor(f"trades:{account_id}", rows[-1]["id"]) if more else None)
+
+    async def fund_deficit(self) -> Decimal:
+        """Compute what liquidated accounts could not pay and the insurance fund does not cover; 0 when it does.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        sums = await self._history.ledger_sums([LedgerAccount.INSURANCE, LedgerAccount.UNCOVERED])
+        return max(Decimal(0), -sum(sums.values(), start=Decimal(0)))
 
     async def liquidations(
         self, *, account_id: int | None = None, limit: int = 100, cursor: str | None = None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ANCHOR_ATTEMPTS_MAX = 5
 _EVALUATIONS_AT_ONCE = 8
+_MICROSECONDS_PER_S = 1_000_000
 
 
 class Verdict(StrEnum):
@@ -51,6 +52,7 @@ class ScanReport:
     liquidated: list[int] = dataclasses.field(default_factory=list)
     unvalued: int = 0
     failed: int = 0
+    oldest_mark_age_s: float = 0.0
     complete: bool = True
 
 
@@ -145,6 +147,8 @@ class LiquidationService:
             while True:
                 page = await self._accounts.page(partition, cursor)
                 report.accounts += len(page.rows)
+                held = {symbol for row in page.rows for symbol in row.account.positions}
+                report.oldest_mark_age_s = max(report.oldest_mark_age_s, _oldest_age_s(held, market))
                 candidates = [row.account.account_id for row in page.rows if self._is_candidate(row, market, report)]
                 report.candidates += len(candidates)
                 evaluations = await self.evaluate_quietly(candidates)
@@ -165,6 +169,12 @@ class LiquidationService:
             # Opened after the marks were read, or marks were lost: the exact evaluation decides.
             report.unvalued += 1
             return True
+
+
+def _oldest_age_s(symbols: Iterable[str], market: Market) -> float:
+    """Age of the oldest mark price among those that positions are valued at."""
+    ages = (market.now_us - market.marks[symbol].stamp_us for symbol in symbols if symbol in market.marks)
+    return max(ages, default=0) / _MICROSECONDS_PER_S
 
 
 def _record(account_id: int, outcome: Outcome) -> None:
