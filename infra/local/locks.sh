@@ -1,5 +1,5 @@
 #!/bin/sh
-# The three locks: `locks.sh write` brings them in line with pyproject.toml and keeps every version that still fits,
+# The locks: `locks.sh write` brings them in line with pyproject.toml and keeps every version that still fits,
 # `locks.sh upgrade` takes the newest, `locks.sh check` fails when they differ from what `write` would make.
 set -eu
 
@@ -10,11 +10,13 @@ cd "$(dirname "$0")/../.."
 layer=layers/margin/requirements.txt
 run=infra/local/requirements-run.txt
 dev=infra/local/requirements-dev.txt
+migrate=functions/migrate/requirements.txt
 
 compile() {
     output=$1
-    shift
-    .venv/bin/python -m uv pip compile pyproject.toml --output-file "$output" --quiet \
+    input=$2
+    shift 2
+    .venv/bin/python -m uv pip compile "$input" --output-file "$output" --quiet \
         --universal --python-version 3.11 --generate-hashes --only-binary :all: --no-python-downloads \
         --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' "$@" >/dev/null
 }
@@ -23,9 +25,10 @@ compile() {
 compile_all() {
     folder=$1
     shift
-    compile "$folder/$layer" "$@"
-    compile "$folder/$run" --extra local --constraint "$folder/$layer" "$@"
-    compile "$folder/$dev" --all-extras --constraint "$folder/$run" "$@"
+    compile "$folder/$layer" pyproject.toml "$@"
+    compile "$folder/$run" pyproject.toml --extra local --constraint "$folder/$layer" "$@"
+    compile "$folder/$dev" pyproject.toml --all-extras --constraint "$folder/$run" "$@"
+    compile "$folder/$migrate" functions/migrate/requirements.in --constraint "$folder/$run" "$@"
 }
 
 case $action in
@@ -35,13 +38,13 @@ check)
     # The compiler prefers the versions and hashes of the file it overwrites, so a new release upstream changes nothing.
     copy=$(mktemp -d)
     trap 'rm -rf "$copy"' EXIT
-    mkdir -p "$copy/layers/margin" "$copy/infra/local"
-    for lock in "$layer" "$run" "$dev"; do
+    mkdir -p "$copy/layers/margin" "$copy/infra/local" "$copy/functions/migrate"
+    for lock in "$layer" "$run" "$dev" "$migrate"; do
         cp "$lock" "$copy/$lock"
     done
     # What the compiler knows from last time is enough and needs no network; the first time it asks.
     compile_all "$copy" --offline 2>/dev/null || compile_all "$copy"
-    for lock in "$layer" "$run" "$dev"; do
+    for lock in "$layer" "$run" "$dev" "$migrate"; do
         diff -u "$lock" "$copy/$lock" || {
             echo "$lock does not match pyproject.toml: run 'make lock' and commit the result." >&2
             exit 1

@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Document = dict[str, Any]
 
@@ -17,6 +21,7 @@ NESTED = tuple(ROOT / "infra" / f"{name}.yaml" for name in ("data", "network", "
 
 BUCKET = "s3://artefacts/"
 FUNCTION = "AWS::Lambda::Function"
+NO_VALUE = object()
 
 
 def read(path: Path) -> Document:
@@ -87,3 +92,66 @@ def functions(template: Document, deployed: Document) -> list[Function]:
         folder = properties["Code"]["S3Key"].removeprefix("functions/")
         found.append(Function(name, folder, properties, frozenset(routes)))
     return found
+
+
+class Evaluation:
+    """A template's functions and conditions with given parameters; the others have their defaults.
+
+    What only a deployment knows is named: a resource by its logical id, an attribute as ``Resource.Attribute``.
+    """
+
+    def __init__(self, document: Document, **parameters: str) -> None:
+        self._conditions = document.get("Conditions", {})
+        given = {name: parameter.get("Default", name) for name, parameter in document.get("Parameters", {}).items()}
+        self._parameters = {**given, **parameters}
+
+    def of(self, value: Any) -> Any:
+        """Return ``value`` without functions; a property or an item that is AWS::NoValue is left out."""
+        if isinstance(value, dict):
+            if len(value) == 1 and (name := next(iter(value))) in self._FUNCTIONS:
+                return self._FUNCTIONS[name](self, value[name])
+            return {key: inner for key, raw in value.items() if (inner := self.of(raw)) is not NO_VALUE}
+        if isinstance(value, list):
+            return [inner for raw in value if (inner := self.of(raw)) is not NO_VALUE]
+        return value
+
+    def _ref(self, name: str) -> Any:
+        return NO_VALUE if name == "AWS::NoValue" else self._parameters.get(name, name)
+
+    def _condition(self, name: str) -> bool:
+        return self.of(self._conditions[name])
+
+    def _if(self, parts: list[Any]) -> Any:
+        return self.of(parts[1] if self._condition(parts[0]) else parts[2])
+
+    def _attribute(self, parts: list[str] | str) -> str:
+        return parts if isinstance(parts, str) else ".".join(parts)
+
+    def _substitute(self, parts: list[Any] | str) -> str:
+        text, extra = parts if isinstance(parts, list) else (parts, {})
+        names = {**self._parameters, **{name: self.of(value) for name, value in extra.items()}}
+        return re.sub(r"\$\{([^}!]+)\}", lambda found: str(names.get(found[1], found[1])), text)
+
+    def _equals(self, parts: list[Any]) -> bool:
+        left, right = (str(self.of(part)) for part in parts)
+        return left == right
+
+    _FUNCTIONS: ClassVar[dict[str, Callable[[Evaluation, Any], Any]]] = {
+        "Ref": _ref,
+        "Condition": _condition,
+        "Fn::If": _if,
+        "Fn::GetAtt": _attribute,
+        "Fn::Sub": _substitute,
+        "Fn::Equals": _equals,
+        "Fn::Not": lambda self, parts: not self.of(parts[0]),
+        "Fn::And": lambda self, parts: all(self.of(part) for part in parts),
+        "Fn::Or": lambda self, parts: any(self.of(part) for part in parts),
+        "Fn::Join": lambda self, parts: parts[0].join(_items(self.of(parts[1]))),
+        "Fn::Split": lambda self, parts: self.of(parts[1]).split(parts[0]),
+        "Fn::Select": lambda self, parts: _items(self.of(parts[1]))[int(parts[0])],
+    }
+
+
+def _items(value: list[str] | str) -> list[str]:
+    """A list parameter is given as a text with commas."""
+    return value.split(",") if isinstance(value, str) else value

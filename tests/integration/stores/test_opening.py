@@ -8,18 +8,21 @@ import os
 import signal
 import time
 from decimal import Decimal
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 import redis
 
+from margin.clients.postgres import PostgresClient
 from margin.errors import (
     HistoryForkError,
     IdempotencyKeyReusedError,
     PostgresUnavailableError,
     StateNotLoadedError,
 )
+from margin.runtime import Engine
 from margin.services.journal import Journal
 from margin.services.trading import TradingService
 from margin_local.servers import EmbeddedValkey
@@ -27,13 +30,12 @@ from tests.actions import BTC, ETH, buy, deposit, mark, sell, withdraw
 from tests.integration.stores.hot_state import hot_state
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
     from pathlib import Path
 
     from margin.config import Settings
     from margin.domain.event import StoredEvent
-    from margin.ports import Appended, History, HistoryWriter
-    from margin.runtime import Engine
+    from margin.ports import Appended, History, HistoryAccount, HistoryKey, HistoryWriter
     from tests.integration.conftest import MakeEngine
 
     Query = Callable[..., list[tuple[Any, ...]]]
@@ -195,6 +197,43 @@ async def test_other_number_of_partitions_is_refused(make_engine: MakeEngine, st
     store.hset("marker", "partitions", "2")
     with pytest.raises(StateNotLoadedError):
         await deposit(engine, 1, "1")
+
+
+class _WatchedHistory(PostgresClient):
+    """Does something else while accounts are compared."""
+
+    watch: Callable[[], Awaitable[object]]
+
+    async def accounts(self, after_account_id: int, limit: int) -> list[tuple[HistoryAccount, list[HistoryKey]]]:
+        await self.watch()
+        return await super().accounts(after_account_id, limit)
+
+
+class _WatchedEngine(Engine):
+    @cached_property
+    def history_store(self) -> _WatchedHistory:
+        return _WatchedHistory(self.settings)
+
+
+async def test_nothing_is_committed_while_an_opening_is_under_way_even_on_connections_from_before(
+    make_engine: MakeEngine, store: redis.Redis
+) -> None:
+    engine = await make_engine()
+    await deposit(engine, 1, "1")
+    store.hset("marker", "run_id", "that of a server before")
+    assert (await deposit(engine, 1, "1")).final  # kept connections do not look at the marker's run_id
+    tried: list[int] = []
+
+    async def try_to_commit() -> None:
+        with pytest.raises(StateNotLoadedError):
+            await deposit(engine, 1, "1")
+        tried.append(1)
+
+    opener = await make_engine(opened=False, kind=_WatchedEngine)
+    opener.history_store.watch = try_to_commit
+    assert (await opener.opening.open()).opened == [0]
+    assert tried
+    assert store.hget("balances", "1") == "2"
 
 
 async def test_two_openings_at_once_open_once(make_engine: MakeEngine, query: Query) -> None:

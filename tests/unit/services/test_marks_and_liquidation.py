@@ -156,6 +156,7 @@ async def test_liquidation_names_every_mark_and_instrument_that_it_was_decided_o
     commit = exchange.redis.commits[-1]
     assert commit.marks == {BTC: 39000, ETH: 2000}
     assert commit.instrument_versions == {BTC: 0, ETH: 0}
+    assert commit.event.key == f"~liquidation:{commit.expected_version}"
 
 
 async def test_liquidation_happens_once_with_many_evaluators_at_once(exchange: Exchange) -> None:
