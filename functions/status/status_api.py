@@ -1,12 +1,21 @@
-"""GET /health: whether the engine can work."""
+"""GET /health: whether the engine can work. GET /openapi.json and /docs: how to talk to it."""
 
 from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from fastapi import Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
 
 from margin import __version__
 from margin.contract.status import HealthAnswer
 from margin.http import STORE_PROBLEMS, Router, create_app, problems
 from margin.lambda_entry import http_handler
 from margin.runtime import engine
+
+DOCUMENT = Path(__file__).parent / "openapi.json"
+DOCUMENT_PATH = "/openapi.json"
 
 router = Router(tags=["status"])
 
@@ -18,5 +27,23 @@ async def get_health() -> HealthAnswer:
     return HealthAnswer(status="healthy")
 
 
+async def get_document(_request: Request) -> Response:
+    """Return the API document of all functions, as it is in the repository: this function knows its own routes alone."""
+    return Response(_document(), media_type="application/json")
+
+
+async def get_docs(_request: Request) -> Response:
+    """Return a page that shows the API document."""
+    return get_swagger_ui_html(openapi_url=DOCUMENT_PATH, title="Margin")
+
+
+@functools.cache
+def _document() -> bytes:
+    return DOCUMENT.read_bytes()
+
+
 app = create_app(router, title="Margin: status", version=__version__, description=__doc__ or "")
+# Of this function's application and not of its router: the local server has pages of its own, and the document is not about itself.
+app.add_route(DOCUMENT_PATH, get_document, methods=["GET"], include_in_schema=False)
+app.add_route("/docs", get_docs, methods=["GET"], include_in_schema=False)
 handler = http_handler(app)

@@ -350,12 +350,13 @@ class FakeMarket:
 
     def _update(self, symbol: str, crossed_max: int) -> MarkUpdate:
         redis = self._redis
-        crossed = [
-            (trigger.side is TriggerSide.CEILING, trigger.score, account_id)
-            for account_id, hot in redis.accounts.items()
-            if (trigger := hot.triggers.get(symbol)) is not None and redis.is_crossed(trigger)
-        ]
-        named = tuple(account_id for _, _, account_id in sorted(crossed)[:crossed_max])
+        sides: dict[TriggerSide, list[tuple[float, str]]] = {side: [] for side in TriggerSide}
+        for account_id, hot in redis.accounts.items():
+            if (trigger := hot.triggers.get(symbol)) is not None and redis.is_crossed(trigger):
+                sides[trigger.side].append((trigger.score, str(account_id)))
+        # Those crossed furthest first, equal ones as sorted sets order their members: as text.
+        crossed = sorted(sides[TriggerSide.FLOOR], reverse=True) + sorted(sides[TriggerSide.CEILING])
+        named = tuple(int(account_id) for _, account_id in crossed[:crossed_max])
         return MarkUpdate(symbol, redis.marks[symbol].stamp_us, len(crossed), named)
 
 

@@ -294,11 +294,18 @@ def test_another_method_is_405_and_names_the_right_one(unchanged: Exchange, rout
 
 @pytest.mark.parametrize("function", HANDLERS)
 @pytest.mark.parametrize(
-    "path", ["/", "/nothing", "/trade/", "/Trade", "/positions", "/positions/7/x", "/accounts/7", "//trade", "/docs"]
+    "path", ["/", "/nothing", "/trade/", "/Trade", "/positions", "/positions/7/x", "/accounts/7", "//trade", "/redoc"]
 )
 def test_an_unknown_path_is_404_in_every_function(unchanged: Exchange, function: str, path: str) -> None:
     for method in ("GET", "POST"):
         assert_problem(unchanged.call(method, path, function=function), 404, "UNKNOWN_PATH")
+
+
+@pytest.mark.parametrize("function", sorted(HANDLERS.keys() - {"health"}))
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json"])
+def test_only_the_function_of_health_serves_the_api_document(unchanged: Exchange, function: str, path: str) -> None:
+    assert_problem(unchanged.call("GET", path, function=function), 404, "UNKNOWN_PATH")
+    assert unchanged.call("GET", path, function="health").status == 200
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -137,9 +137,6 @@ async def test_event_after_another_predecessor_than_the_last_is_a_fork(engine: E
     assert _stored(query) == _ids(events)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="engine: the hash of the predecessor is compared, but its difference is not told"
-)
 async def test_event_after_another_content_of_its_predecessor_is_a_fork(engine: Engine, query: Query) -> None:
     events = chain(1, 2)
     await _append(engine, events)

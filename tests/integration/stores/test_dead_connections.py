@@ -48,6 +48,8 @@ async def test_call_on_connections_to_redis_that_died_unseen_succeeds(
     # Synchronous calls: the event loop does not run, so that nobody sees the connections end.
     store.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     store.ping()
+    # What must not be sent twice looks at its connections first, after a pause as that of a frozen environment.
+    used.market._asked_s -= 60
     await CALLS[name](used)
 
 

@@ -116,7 +116,7 @@ async def test_price_names_those_whom_it_crosses_and_nobody_else(engine: Engine)
     await _short(engine, 4)
     assert await _set(engine, "42000.5") == (0, ())
     assert await _set(engine, "41000") == (1, (2,))
-    assert await _set(engine, "37000") == (2, (1, 2))
+    assert await _set(engine, "37000") == (2, (2, 1))
     assert await _set(engine, "60001") == (1, (4,))
 
 

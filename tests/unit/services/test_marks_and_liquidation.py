@@ -230,8 +230,8 @@ async def test_accounts_beyond_those_evaluated_at_once_are_queued() -> None:
     await _longs(exchange, *["14000"] * 5)
     outcome = await mark(exchange, "39000")
     assert exchange.queue is not None
-    assert (outcome.at_risk, outcome.liquidated, exchange.queue.sent) == (5, (1, 2), [3, 4])
-    assert (await exchange.liquidations.scan()).liquidated == [3, 4, 5]
+    assert (outcome.at_risk, outcome.liquidated, exchange.queue.sent) == (5, (5, 4), [3, 2])
+    assert (await exchange.liquidations.scan()).liquidated == [1, 2, 3]
 
 
 async def test_queue_that_is_down_hinders_neither_the_price_nor_the_first_accounts() -> None:
@@ -239,7 +239,7 @@ async def test_queue_that_is_down_hinders_neither_the_price_nor_the_first_accoun
     await _longs(exchange, "14000", "14000")
     exchange.faults.take_down("queue", QueueUnavailableError("The queue is down."))
     outcome = await mark(exchange, "39000")
-    assert (outcome.at_risk, outcome.liquidated) == (2, (1,))
+    assert (outcome.at_risk, outcome.liquidated) == (2, (2,))
 
 
 async def test_account_crossed_by_two_symbols_is_evaluated_once(exchange: Exchange) -> None:

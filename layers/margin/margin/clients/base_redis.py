@@ -6,6 +6,7 @@ the code that knows what a script does can know that (see `margin.services.journ
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from margin.config import Settings
 
 T = TypeVar("T")
+
+_PAUSE_S = 1.0
+"""After this long without a call an execution environment may have been frozen, and its connections be dead."""
 
 _SCRIPTS = Path(__file__).parent
 _NOT_LOADED = (
@@ -103,6 +107,7 @@ class BaseRedisClient:
         # The driver types its answers for bytes and text, clusters and pipelines alike; here they are always text.
         self.redis: Any = redis
         self.partitions = partitions
+        self._asked_s = 0.0
 
     async def run(self, script: Script, partition: int, *arguments: str | int) -> Any:
         """Execute a script that answers a list with its outcome first.
@@ -147,6 +152,16 @@ class BaseRedisClient:
         async with redis_errors():
             await self.redis.connection_pool.disconnect(inuse_connections=False)
             return await call(self.redis)
+
+    async def freshen(self) -> None:
+        """Make sure that kept connections live before a call that must not be made twice.
+
+        Asked only after a pause, so that a busy process pays nothing for it.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._asked_s > _PAUSE_S:
+            await self.twice(lambda redis: redis.ping())
+        self._asked_s = now_s
 
     def key(self, partition: int, name: str) -> str:
         """Name of a key in a partition."""

@@ -53,12 +53,13 @@ class MarketRedisClient(BaseRedisClient):
             There would be more than 1000 symbols.
         StateNotLoadedError, RedisUnavailableError
         """
+        await self.freshen()
         stamps = dict.fromkeys(prices, "")
         counts = dict.fromkeys(prices, 0)
         crossed: dict[str, list[int]] = {symbol: [] for symbol in prices}
         for partition in range(self.partitions):
             triples = [text for symbol in prices for text in (symbol, plain(prices[symbol]), stamps[symbol])]
-            reply = await self.ask(_SET_MARKS, partition, self.partitions, crossed_max, SYMBOLS_MAX, *triples)
+            reply = await self.run(_SET_MARKS, partition, self.partitions, crossed_max, SYMBOLS_MAX, *triples)
             if reply[0] == "TOO_MANY":
                 message = f"There are {SYMBOLS_MAX} symbols with a mark price already; that is the most."
                 raise LimitExceededError(message)
@@ -89,7 +90,7 @@ class MarketRedisClient(BaseRedisClient):
             lagging = [symbol for symbol, stamp in stamps.items() if int(present.get(symbol, "0")) < int(stamp)]
             if lagging:
                 triples = [text for symbol in lagging for text in (symbol, prices[symbol], stamps[symbol])]
-                await self.ask(_SET_MARKS, partition, self.partitions, 0, SYMBOLS_MAX, *triples)
+                await self.run(_SET_MARKS, partition, self.partitions, 0, SYMBOLS_MAX, *triples)
                 aligned += len(lagging)
         return aligned
 

@@ -42,7 +42,7 @@ _OPENING_LOCK = 7_305_461_209
 _SECOND_LOOK = """
     select wanted.account_id, wanted.n,
         same_place.event_id as present_id, same_place.hash as present_hash, same_key.event_id as key_id,
-        accounts.n as head_n, accounts.event_id as head_id
+        accounts.n as head_n, accounts.event_id as head_id, accounts.chain_hash as head_hash
     from unnest(%(account_ids)s::bigint[], %(ns)s::bigint[], %(keys)s::text[]) as wanted (account_id, n, key)
     left join events as same_place on (same_place.account_id, same_place.n) = (wanted.account_id, wanted.n)
     left join events as same_key on (same_key.account_id, same_key.key) = (wanted.account_id, wanted.key)
@@ -278,24 +278,31 @@ class PostgresWriter:
         """
         stored: list[int] = []
         rest = list(chain)
+        at_once = len(rest)
         for _ in range(len(chain) + _LOOKS_MAX):
-            seen = await self._look(rest)
-            while rest and seen[rest[0].n].holds(rest[0]):
-                stored.append(rest.pop(0).event.event_id)
-            if not rest:
-                break
-            first = rest[0]
-            if seen[first.n].stands_in_the_way_of(first):
-                key_used_by = None if seen[first.n].key_id is None else first.event.event_id
-                return Appended(tuple(stored), forked=True, key_used_by=key_used_by)
-            if seen[first.n].head_n < first.n - 1:
-                return Appended(tuple(stored), gap=True)
-            # One at a time, so that what stands before an event that is refused is kept.
             try:
-                if first.account_id in await self._insert([first]):
+                seen = await self._look(rest)
+                while rest and seen[rest[0].n].holds(rest[0]):
                     stored.append(rest.pop(0).event.event_id)
+                if not rest:
+                    break
+                first = rest[0]
+                if seen[first.n].stands_in_the_way_of(first):
+                    key_used_by = None if seen[first.n].key_id is None else first.event.event_id
+                    return Appended(tuple(stored), forked=True, key_used_by=key_used_by)
+                if seen[first.n].head_n < first.n - 1:
+                    return Appended(tuple(stored), gap=True)
+                if first.account_id in await self._insert(rest[:at_once]):
+                    stored += [link.event.event_id for link in rest[:at_once]]
+                    rest = rest[at_once:]
+                    if not rest:
+                        break
+                    continue
             except _RejectedError:
-                return Appended(tuple(stored), rejected=True)
+                if at_once == 1 or len(rest) == 1:
+                    return Appended(tuple(stored), rejected=True)
+            # One at a time from here on, so that what stands before an event that is refused is kept.
+            at_once = 1
         return Appended(tuple(stored))
 
     async def _look(self, chain: Sequence[_Link]) -> dict[int, _Place]:
@@ -304,10 +311,18 @@ class PostgresWriter:
             "ns": [link.n for link in chain],
             "keys": [link.key for link in chain],
         }
-        rows = await self._lease.fetch(_SECOND_LOOK, parameters)
+        try:
+            rows = await self._lease.fetch(_SECOND_LOOK, parameters)
+        except psycopg.DataError as error:
+            raise _RejectedError from error
         return {
             row["n"]: _Place(
-                row["present_id"], row["present_hash"], row["key_id"], row["head_n"] or 0, row["head_id"] or 0
+                present_id=row["present_id"],
+                present_hash=row["present_hash"],
+                key_id=row["key_id"],
+                head_n=row["head_n"] or 0,
+                head_id=row["head_id"] or 0,
+                head_hash=row["head_hash"] or "",
             )
             for row in rows
         }
@@ -325,13 +340,22 @@ class _Link:
     account_id: int
     n: int
     previous_event_id: int
+    previous_hash: str
     key: str
     hash: str
 
     @classmethod
     def of(cls, event: StoredEvent) -> _Link:
         body = json.loads(event.body)
-        return cls(event, body["account_id"], body["n"], body["previous_event_id"], body["key"], digest(event.body))
+        return cls(
+            event=event,
+            account_id=body["account_id"],
+            n=body["n"],
+            previous_event_id=body["previous_event_id"],
+            previous_hash=body["previous_hash"],
+            key=body["key"],
+            hash=digest(event.body),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -343,6 +367,7 @@ class _Place:
     key_id: int | None
     head_n: int
     head_id: int
+    head_hash: str
 
     def holds(self, link: _Link) -> bool:
         """Whether the very event is there already."""
@@ -352,7 +377,8 @@ class _Place:
         """Whether the event can never be stored: its place, its key or its predecessor is another event's."""
         if self.present_id is not None or self.key_id is not None:
             return not self.holds(link)
-        return self.head_n == link.n - 1 and self.head_id != link.previous_event_id
+        predecessor = (link.previous_event_id, link.previous_hash)
+        return self.head_n == link.n - 1 and (self.head_id, self.head_hash) != predecessor
 
 
 def _moment(microseconds: int | None) -> dt.datetime | None:

@@ -36,7 +36,8 @@ for i = 2, #answers do
   local symbol = answers[i][1]
   local price = redis.call('HGET', key('mark_prices'), symbol)
   local floors, ceilings = key('triggers:' .. symbol .. ':floor'), key('triggers:' .. symbol .. ':ceiling')
-  local named = redis.call('ZRANGEBYSCORE', floors, price, '+inf', 'LIMIT', 0, named_max)
+  -- Those that are crossed furthest come first.
+  local named = redis.call('ZREVRANGEBYSCORE', floors, '+inf', price, 'LIMIT', 0, named_max)
   for _, account_id in ipairs(redis.call('ZRANGEBYSCORE', ceilings, '-inf', price, 'LIMIT', 0, named_max - #named)) do
     named[#named + 1] = account_id
   end

@@ -17,9 +17,9 @@ from margin.observability import MetricName, count, logger
 from margin.services.journal import Decision, Journal, Outcome, WriteRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from margin.domain.market import Market
+    from margin.domain.market import Mark, Market
     from margin.ports import AccountRow, AccountStore, AccountView, MarketStore
 
 _ANCHOR_ATTEMPTS_MAX = 5
@@ -83,6 +83,7 @@ class LiquidationService:
         ConflictError, UnavailableError
             Nothing was decided; the account's triggers stay crossed, so the next mark price or scan comes back to it.
         """
+        decided_at: Mapping[str, Mark] | None = None
         for _ in range(_ANCHOR_ATTEMPTS_MAX):
             view = await self._accounts.read(account_id)
             if view.account is None or not view.account.positions:
@@ -100,8 +101,11 @@ class LiquidationService:
                     return Verdict.LIQUIDATED
                 continue
             crossed = await self._accounts.anchor(account_id, view.version, triggers(view.account, view.market))
-            if crossed is False:
+            # Without any slack, or with a stale mark, the triggers are crossed where they are: at the same marks it
+            # is decided.
+            if crossed is False or (crossed is not None and view.market.marks == decided_at):
                 return Verdict.ANCHORED
+            decided_at = view.market.marks
         return Verdict.UNDECIDED
 
     async def evaluate_quietly(self, account_ids: Iterable[int]) -> Evaluations:

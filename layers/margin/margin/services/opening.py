@@ -15,7 +15,9 @@ from margin.errors import PostgresUnavailableError, StateNotLoadedError
 from margin.observability import logger
 
 if TYPE_CHECKING:
-    from margin.ports import AccountStore, History, PartitionStore
+    from collections.abc import Sequence
+
+    from margin.ports import AccountStore, History, HistoryAccount, HistoryKey, PartitionStore
     from margin.services.drain import DrainReport, DrainService
     from margin.services.healing import HealingService
 
@@ -94,7 +96,7 @@ class OpeningService:
                 await self._partitions.close(partition)
             drained: DrainReport = await self._drain.drain()
             report.drained = drained.stored
-            await self._compare(report)
+            await self._compare(report, needed)
             for partition in needed:
                 state = await self._partitions.state(partition)
                 await self._partitions.open(partition, await self._history.next_epoch(), state.server_run_id)
@@ -102,33 +104,36 @@ class OpeningService:
         logger.info("partitions_opened", **dataclasses.asdict(report))
         return report
 
-    async def _compare(self, report: OpeningReport) -> None:
-        """Load every account that Redis holds at another version than history."""
+    async def _compare(self, report: OpeningReport, needed: Sequence[int]) -> None:
+        """Load every account of some partitions that Redis holds at another version than history.
+
+        Nobody commits in these partitions meanwhile; the others go on.
+        """
         after = 0
         while rows := await self._history.accounts(after, ACCOUNTS_PER_PAGE):
             after = rows[-1][0].account.account_id
-            report.accounts += len(rows)
-            versions = await self._versions([row.account.account_id for row, _ in rows])
-            for row, keys in rows:
-                version = versions[row.account.account_id]
-                if version == row.version:
-                    continue
-                self._refuse_lost_history(row.account.account_id, version, row.version)
-                if not await self._healing.load(row, keys, expected_version=version):
-                    message = "The state changed while it was being opened; try again."
-                    raise StateNotLoadedError(message)
-                report.loaded += 1
-        held = sum([await self._accounts.size(partition) for partition in range(self._accounts.partitions)])
+            for partition in needed:
+                mine = [row for row in rows if row[0].account.account_id % self._accounts.partitions == partition]
+                await self._compare_page(report, mine)
+        held = sum([await self._accounts.size(partition) for partition in needed])
         if held != report.accounts:
             message = f"Redis holds {held} accounts, history {report.accounts}: history has lost some."
             raise PostgresUnavailableError(message)
 
-    async def _versions(self, account_ids: list[int]) -> dict[int, str]:
-        versions: dict[int, str] = {}
-        for partition in range(self._accounts.partitions):
-            mine = [account_id for account_id in account_ids if account_id % self._accounts.partitions == partition]
-            versions.update(await self._accounts.versions(mine))
-        return versions
+    async def _compare_page(
+        self, report: OpeningReport, rows: Sequence[tuple[HistoryAccount, list[HistoryKey]]]
+    ) -> None:
+        versions = await self._accounts.versions([row.account.account_id for row, _ in rows])
+        report.accounts += len(rows)
+        for row, keys in rows:
+            version = versions[row.account.account_id]
+            if version == row.version:
+                continue
+            self._refuse_lost_history(row.account.account_id, version, row.version)
+            if not await self._healing.load(row, keys, expected_version=version):
+                message = "The state changed while it was being opened; try again."
+                raise StateNotLoadedError(message)
+            report.loaded += 1
 
     @staticmethod
     def _refuse_lost_history(account_id: int, version: str, stored: str) -> None:
