@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from margin.observability import NAMESPACE, SERVICE, GaugeName, MetricName
+from margin.observability import NAMESPACE, GaugeName, MetricName
 from tests.template import documents
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def test_every_alarm_says_what_is_wrong_and_goes_to_the_topic(nested: dict[str, 
 def test_alarms_on_the_engines_metrics_use_its_names_and_dimension(alarms: dict[str, Document]) -> None:
     own = [m for alarm in alarms.values() for m in _alarm_metrics(alarm) if m[0] == NAMESPACE]
     assert {metric for _, metric, _ in own} <= PUBLISHED_METRICS | PLANNED_METRICS
-    assert {json.dumps(dimensions) for _, _, dimensions in own} == {json.dumps({"service": SERVICE})}
+    assert {json.dumps(dimensions) for _, _, dimensions in own} == {json.dumps({"service": {"Ref": "Application"}})}
     assert set() == PLANNED_METRICS & PUBLISHED_METRICS, "take what is published off the list of what is planned"
 
 

@@ -63,13 +63,17 @@ class _Publication:
 _publication = _Publication()
 
 
-def configure(*, publish_metrics: bool, log_level: str = "INFO", stream: TextIO | None = None) -> None:
+def configure(
+    *, publish_metrics: bool, service: str = SERVICE, log_level: str = "INFO", stream: TextIO | None = None
+) -> None:
     """Set how this process logs and whether it publishes metrics; the composition root calls it once.
 
     Parameters
     ----------
     publish_metrics : bool
         True inside Lambda, where a line on stdout becomes a metric.
+    service : str
+        Dimension of the metrics: two deployments in one account have different ones.
     log_level : str
         The least severe level that is logged.
     stream : TextIO or None
@@ -77,6 +81,7 @@ def configure(*, publish_metrics: bool, log_level: str = "INFO", stream: TextIO 
     """
     if stream is not None:
         logger.registered_handler.setStream(stream)  # type: ignore[attr-defined]  # ours is a StreamHandler
+    metrics.provider.service = service
     _publication.enabled = publish_metrics
     logger.setLevel(log_level)
 

@@ -176,7 +176,11 @@ def engine() -> Engine:
     """Return the engine of this process, made of the environment when first asked for."""
     if not _engines:
         settings = Settings.from_environment(os.environ)
-        observability.configure(publish_metrics=bool(settings.aws_lambda_function_name), log_level=settings.log_level)
+        observability.configure(
+            publish_metrics=bool(settings.aws_lambda_function_name),
+            service=settings.app_name,
+            log_level=settings.log_level,
+        )
         use(Engine(settings))
     return _engines[0]
 
