@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from margin.errors import InvalidRequestError
+from margin.errors import ContentionError, InvalidRequestError
 from margin.exact_json import loads
 from margin.lambda_entry import queue_handler
 from margin.runtime import engine
@@ -15,8 +15,10 @@ ACCOUNT_ID_MAX = 2**63 - 1
 
 async def evaluate(body: str) -> None:
     """Evaluate the accounts of one message; an error makes the queue deliver it again."""
-    for account_id in account_ids_of(body):
-        await engine().liquidations.evaluate(account_id)
+    evaluations = await engine().liquidations.evaluate_quietly(account_ids_of(body))
+    if evaluations.failed or evaluations.left:
+        count_left = len(evaluations.failed) + len(evaluations.left)
+        raise ContentionError(f"{count_left} accounts could not be evaluated; the message comes again.")
 
 
 def account_ids_of(body: str) -> list[int]:

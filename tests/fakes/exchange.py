@@ -42,7 +42,7 @@ class Exchange:
         self.accounts = FakeAccounts(self.redis)
         self.market = FakeMarket(self.redis)
         self.partitions = FakePartitions(self.redis)
-        self.healing = HealingService(self.accounts, self.market, self.history_store)
+        self.healing = HealingService(self.accounts, self.market)
         self.journal = Journal(self.accounts, self.history_store, self.healing, idempotency_ttl_s=IDEMPOTENCY_TTL_S)
         self.liquidations = LiquidationService(self.accounts, self.market, self.journal)
         self.trading = TradingService(self.journal, self.liquidations)
@@ -68,7 +68,7 @@ class Exchange:
 
     def _make_opening(self) -> OpeningService:
         accounts = FakeAccounts(self.redis, check_marker=False)
-        healing = HealingService(accounts, self.market, self.history_store)
+        healing = HealingService(accounts, self.market)
         journal = Journal(accounts, self.history_store, healing, idempotency_ttl_s=IDEMPOTENCY_TTL_S)
         drain = DrainService(accounts, self.history_store, journal)
         return OpeningService(self.partitions, accounts, self.history_store, healing, drain)

@@ -55,18 +55,11 @@ class FakeHistory:
     @contextlib.asynccontextmanager
     async def reserve(self) -> AsyncIterator[FakeWriter]:
         await self._faults.before("history.reserve")
-        yield FakeWriter(self.chains, self._faults, self.rejected_keys)
+        yield FakeWriter(self, self._faults, self.rejected_keys)
 
     async def account_exists(self, account_id: int) -> bool:
         await self._faults.before("history.account_exists")
         return account_id in self.chains
-
-    async def result(self, account_id: int, key: str) -> StoredResult | None:
-        await self._faults.before("history.result")
-        for link in self.chains.get(account_id, []):
-            if link.body["key"] == key:
-                return StoredResult(link.event_id, link.body["request_hash"], canonical(link.body["result"]))
-        return None
 
     async def ledger_sums(self, ledger_accounts: Sequence[LedgerAccount]) -> dict[LedgerAccount, Decimal]:
         await self._faults.before("history.ledger_sums")
@@ -102,14 +95,10 @@ class FakeHistory:
         links.sort(key=lambda link: (link.at_us, link.event_id), reverse=True)
         return [_row(link, _LIQUIDATION_AMOUNTS, ("reason", "positions")) for link in links[: query.limit]]
 
-    async def account(self, account_id: int) -> tuple[HistoryAccount, list[HistoryKey]] | None:
-        await self._faults.before("history.account")
-        return self._account(account_id) if account_id in self.chains else None
-
-    async def accounts(self, after_account_id: int, limit: int) -> list[tuple[HistoryAccount, list[HistoryKey]]]:
+    async def accounts(self, after_account_id: int, limit: int) -> list[HistoryAccount]:
         await self._faults.before("history.accounts")
         wanted = sorted(account_id for account_id in self.chains if account_id > after_account_id)
-        return [self._account(account_id) for account_id in wanted[:limit]]
+        return [self.state_of(account_id) for account_id in wanted[:limit]]
 
     async def next_epoch(self) -> int:
         await self._faults.before("history.next_epoch")
@@ -129,7 +118,7 @@ class FakeHistory:
     async def check(self) -> None:
         await self._faults.before("history.check")
 
-    def _account(self, account_id: int) -> tuple[HistoryAccount, list[HistoryKey]]:
+    def state_of(self, account_id: int) -> HistoryAccount:
         chain = self.chains[account_id]
         positions: dict[str, Position] = {}
         for link in chain:
@@ -139,8 +128,10 @@ class FakeHistory:
                     positions[symbol] = Position(symbol, Decimal(fields["quantity"]), Decimal(fields["entry_cost"]))
         last = chain[-1]
         account = Account(account_id, Decimal(last.body["balance"]), positions)
-        row = HistoryAccount(version_of(len(chain), last.event_id), last.hash, account)
-        return row, [key for link in chain if (key := self._key(link)).ttl_s > 0]
+        return HistoryAccount(version_of(len(chain), last.event_id), last.hash, account)
+
+    def live_keys_of(self, account_id: int) -> list[HistoryKey]:
+        return [key for link in self.chains.get(account_id, []) if (key := self._key(link)).ttl_s > 0]
 
     def _key(self, link: Link) -> HistoryKey:
         age_s = (self._clock.now_us - link.at_us) / 1_000_000
@@ -152,8 +143,9 @@ class FakeHistory:
 class FakeWriter:
     """Implements `margin.ports.HistoryWriter`."""
 
-    def __init__(self, chains: dict[int, list[Link]], faults: Faults, rejected_keys: set[str]) -> None:
-        self._chains = chains
+    def __init__(self, history: FakeHistory, faults: Faults, rejected_keys: set[str]) -> None:
+        self._history = history
+        self._chains = history.chains
         self._rejected_keys = rejected_keys
         self._faults = faults
 
@@ -166,6 +158,21 @@ class FakeWriter:
         appended = {account_id: self._append(account_id, mine) for account_id, mine in links.items()}
         await self._faults.after("history.append")
         return appended
+
+    async def account(self, account_id: int) -> HistoryAccount | None:
+        await self._faults.before("history.account")
+        return self._history.state_of(account_id) if account_id in self._chains else None
+
+    async def live_keys(self, account_id: int) -> list[HistoryKey]:
+        await self._faults.before("history.live_keys")
+        return self._history.live_keys_of(account_id)
+
+    async def result(self, account_id: int, key: str) -> StoredResult | None:
+        await self._faults.before("history.result")
+        for link in self._chains.get(account_id, []):
+            if link.body["key"] == key:
+                return StoredResult(link.event_id, link.body["request_hash"], canonical(link.body["result"]))
+        return None
 
     def _append(self, account_id: int, links: list[Link]) -> Appended:
         chain = self._chains.get(account_id, [])

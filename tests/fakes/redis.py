@@ -22,6 +22,7 @@ from margin.ports import (
     Conflict,
     HistoryAccount,
     HistoryKey,
+    Loaded,
     MarkUpdate,
     PartitionState,
     StoredResult,
@@ -235,12 +236,16 @@ class FakeAccounts:
         triggers: Mapping[str, Trigger],
         *,
         expected_version: str,
-    ) -> bool:
+        forked_event_id: int | None = None,
+    ) -> Loaded:
         redis = self._redis
         await self._reach("accounts.load")
         account_id = row.account.account_id
         if self._version(account_id) != expected_version:
-            return False
+            return Loaded.CHANGED
+        waiting = {event.event_id for event in redis.pending.get(account_id, [])}
+        if forked_event_id is not None and forked_event_id not in waiting:
+            return Loaded.HEALED_BEFORE
         dropped = {event.event_id for event in redis.pending.pop(account_id, [])}
         redis.pending_since_us.pop(account_id, None)
         redis.keys = {
@@ -253,7 +258,7 @@ class FakeAccounts:
         for key in keys:
             expires_us = redis.clock.now_us + int(key.ttl_s * 1_000_000)
             redis.keys[account_id, key.key] = _Record(key.event_id, key.request_hash, key.result, expires_us)
-        return True
+        return Loaded.DONE
 
     async def save_report(self, snapshot_id: str, chunks: Mapping[str, str], ttl_s: int) -> None:
         await self._reach("accounts.save_report")

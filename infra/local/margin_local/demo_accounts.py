@@ -27,7 +27,7 @@ async def seed(engine: Engine) -> bool:
     """
     if (await engine.market.market()).marks:
         return False
-    held = [row for row, _ in await engine.history_store.accounts(0, len(DEPOSITS) + 1)]
+    held = await engine.history_store.accounts(0, len(DEPOSITS) + 1)
     if any(row.account.account_id not in DEPOSITS or not row.version.startswith("1:") for row in held):
         return False
     present = {row.account.account_id for row in held}

@@ -68,7 +68,7 @@ class Settings:
     crossed_inline_max: int = 100
     crossed_queued_max: int = 10_000
     report_ttl_s: int = 300
-    report_accounts_max: int = 200_000
+    report_accounts_max: int = 50_000
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:

@@ -16,7 +16,6 @@
     │   └── CursorInvalidError
     ├── NotFoundError            404
     │   ├── UnknownAccountError
-    │   ├── UnknownSymbolError
     │   └── SnapshotExpiredError
     ├── ConflictError            409
     │   ├── IdempotencyKeyReusedError
@@ -25,7 +24,8 @@
     └── UnavailableError         503  with Retry-After
         ├── StateNotLoadedError
         ├── RedisUnavailableError
-        │   └── RedisTimeoutError
+        │   ├── RedisTimeoutError
+        │   └── RedisRefusedError
         ├── PostgresUnavailableError
         ├── SecretUnavailableError
         ├── QueueUnavailableError
@@ -161,13 +161,6 @@ class UnknownAccountError(NotFoundError):
         super().__init__(f"Account {account_id} does not exist; the first deposit opens it.")
 
 
-class UnknownSymbolError(NotFoundError):
-    """The symbol is not known to the engine."""
-
-    code = "UNKNOWN_SYMBOL"
-    title = "Unknown symbol"
-
-
 class SnapshotExpiredError(NotFoundError):
     """The report that a cursor points into is kept no longer."""
 
@@ -233,6 +226,10 @@ class RedisUnavailableError(UnavailableError):
 
 class RedisTimeoutError(RedisUnavailableError):
     """Redis did not answer in time; what was sent to it may still be executed."""
+
+
+class RedisRefusedError(RedisUnavailableError):
+    """Redis answered that it does not do what was asked: out of memory, read-only, too few replicas, not allowed."""
 
 
 class PostgresUnavailableError(UnavailableError):

@@ -208,7 +208,7 @@ def _out_of_time(method: str) -> UnavailableError:
         return UnavailableError("The time for this request ran out. Send it again.")
     return OutcomeUnknownError(
         "The time for this request ran out, and it may or may not have been executed. "
-        "Send it again with the same Idempotency-Key to learn which."
+        "If it carried an Idempotency-Key, send it again with the same one to learn which."
     )
 
 

@@ -6,6 +6,7 @@ Clients implement these protocols against Redis and PostgreSQL; tests implement 
 from __future__ import annotations
 
 import dataclasses
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -172,6 +173,14 @@ class PartitionState:
         return self.epoch != "" and self.partitions == str(partitions) and self.run_id == self.server_run_id
 
 
+class Loaded(StrEnum):
+    """What came of replacing an account by what history holds."""
+
+    DONE = "done"
+    CHANGED = "changed"
+    HEALED_BEFORE = "healed before"
+
+
 class AccountStore(Protocol):
     """Accounts in Redis."""
 
@@ -210,9 +219,15 @@ class AccountStore(Protocol):
         """Count the accounts of a partition."""
 
     async def load(
-        self, row: HistoryAccount, keys: Sequence[HistoryKey], triggers: Mapping[str, Trigger], *, expected_version: str
-    ) -> bool:
-        """Replace an account by what history holds; False when it is no longer at ``expected_version``."""
+        self,
+        row: HistoryAccount,
+        keys: Sequence[HistoryKey],
+        triggers: Mapping[str, Trigger],
+        *,
+        expected_version: str,
+        forked_event_id: int | None = None,
+    ) -> Loaded:
+        """Replace an account by what history holds, if it is as expected and the forked event still waits."""
 
     async def save_report(self, snapshot_id: str, chunks: Mapping[str, str], ttl_s: int) -> None:
         """Keep a report for some minutes."""
@@ -263,6 +278,15 @@ class HistoryWriter(Protocol):
     async def append(self, events: Sequence[StoredEvent]) -> dict[int, Appended]:
         """Store events, by account in order, in one round trip; the outcome of each account by its id."""
 
+    async def account(self, account_id: int) -> HistoryAccount | None:
+        """One account's last state; None when history does not know it."""
+
+    async def live_keys(self, account_id: int) -> list[HistoryKey]:
+        """Idempotency keys of an account that Redis should still know."""
+
+    async def result(self, account_id: int, key: str) -> StoredResult | None:
+        """Recall what an idempotency key did, however long ago."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TradeQuery:
@@ -291,9 +315,6 @@ class History(Protocol):
     def reserve(self) -> AbstractAsyncContextManager[HistoryWriter]:
         """Take a connection; raises at once when there is none to be had."""
 
-    async def result(self, account_id: int, key: str) -> StoredResult | None:
-        """Recall what an idempotency key did, however long ago."""
-
     async def account_exists(self, account_id: int) -> bool:
         """Whether history knows the account."""
 
@@ -303,10 +324,7 @@ class History(Protocol):
     async def liquidations(self, query: LiquidationQuery) -> list[dict[str, Any]]:
         """Liquidations of an account or of all."""
 
-    async def account(self, account_id: int) -> tuple[HistoryAccount, list[HistoryKey]] | None:
-        """One account's last state and its live keys."""
-
-    async def accounts(self, after_account_id: int, limit: int) -> list[tuple[HistoryAccount, list[HistoryKey]]]:
+    async def accounts(self, after_account_id: int, limit: int) -> list[HistoryAccount]:
         """Accounts in order of their ids."""
 
     async def ledger_sums(self, ledger_accounts: Sequence[LedgerAccount]) -> dict[LedgerAccount, Decimal]:

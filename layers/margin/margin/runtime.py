@@ -7,6 +7,7 @@ no socket.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from margin.clients.postgres import PostgresClient
 
 
+OPENING_TIMEOUT_S = 30.0
+
+
 class Engine:
     """All services of one process, wired to the real stores.
 
@@ -53,8 +57,9 @@ class Engine:
         for name in ("_redis", "_opening_redis"):
             if name in self.__dict__:
                 await self.__dict__[name].aclose(close_connection_pool=True)
-        if "history_store" in self.__dict__:
-            await self.history_store.close()
+        for name in ("history_store", "_opening_history"):
+            if name in self.__dict__:
+                await self.__dict__[name].close()
 
     def postgres_password(self) -> str:
         """Return the password that a connection made now would use, for the one function with a driver of its own."""
@@ -148,9 +153,9 @@ class Engine:
         partitions = self.settings.partitions
         accounts = AccountRedisClient(self._opening_redis, partitions)
         market = MarketRedisClient(self._opening_redis, partitions)
-        healing = HealingService(accounts, market, self.history_store)
-        drain = DrainService(accounts, self.history_store, self._make_journal(accounts, healing))
-        return OpeningService(self.partitions, accounts, self.history_store, healing, drain)
+        healing = HealingService(accounts, market)
+        drain = DrainService(accounts, self._opening_history, self._make_journal(accounts, healing))
+        return OpeningService(self.partitions, accounts, self._opening_history, healing, drain)
 
     @cached_property
     def _redis(self):  # type: ignore[no-untyped-def]  # noqa: ANN202 - the driver's own generic type
@@ -161,8 +166,15 @@ class Engine:
         return make_redis(self.settings, check_marker=False)
 
     @cached_property
+    def _opening_history(self) -> PostgresClient:
+        """PostgreSQL for work in pages, which no caller waits for."""
+        from margin.clients.postgres import PostgresClient  # noqa: PLC0415
+
+        return PostgresClient(dataclasses.replace(self.settings, postgres_timeout_s=OPENING_TIMEOUT_S))
+
+    @cached_property
     def _journal(self) -> Journal:
-        return self._make_journal(self.accounts, HealingService(self.accounts, self.market, self.history_store))
+        return self._make_journal(self.accounts, HealingService(self.accounts, self.market))
 
     def _make_journal(self, accounts: AccountRedisClient, healing: HealingService) -> Journal:
         ttl_s = self.settings.idempotency_ttl_s

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from margin.config import Settings
     from margin.domain.event import StoredEvent
-    from margin.ports import Appended, History, HistoryAccount, HistoryKey, HistoryWriter
+    from margin.ports import Appended, History, HistoryAccount, HistoryWriter
     from tests.integration.conftest import MakeEngine
 
     Query = Callable[..., list[tuple[Any, ...]]]
@@ -204,14 +204,14 @@ class _WatchedHistory(PostgresClient):
 
     watch: Callable[[], Awaitable[object]]
 
-    async def accounts(self, after_account_id: int, limit: int) -> list[tuple[HistoryAccount, list[HistoryKey]]]:
+    async def accounts(self, after_account_id: int, limit: int) -> list[HistoryAccount]:
         await self.watch()
         return await super().accounts(after_account_id, limit)
 
 
 class _WatchedEngine(Engine):
     @cached_property
-    def history_store(self) -> _WatchedHistory:
+    def _opening_history(self) -> _WatchedHistory:
         return _WatchedHistory(self.settings)
 
 
@@ -230,7 +230,7 @@ async def test_nothing_is_committed_while_an_opening_is_under_way_even_on_connec
         tried.append(1)
 
     opener = await make_engine(opened=False, kind=_WatchedEngine)
-    opener.history_store.watch = try_to_commit
+    opener._opening_history.watch = try_to_commit
     assert (await opener.opening.open()).opened == [0]
     assert tried
     assert store.hget("balances", "1") == "2"

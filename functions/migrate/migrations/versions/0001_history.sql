@@ -35,6 +35,7 @@ create table events (
     unique (account_id, event_id),
     unique (account_id, key)
 );
+create index events_by_time on events (account_id, occurred_at desc);
 comment on table events is 'The chain of each account. body is canonical JSON; hash is its SHA-256 and stands in the next body.';
 
 create table trades (

@@ -24,6 +24,7 @@ from margin.ports import (
     Conflict,
     HistoryAccount,
     HistoryKey,
+    Loaded,
     StoredResult,
 )
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 ACCOUNTS_PER_PAGE = 200
 _MICROSECONDS_PER_S = 1_000_000
+
+_LOADED = {"OK": Loaded.DONE, "CONFLICT": Loaded.CHANGED, "GONE": Loaded.HEALED_BEFORE}
 
 _READ = Script("read_account")
 _COMMIT = Script("commit")
@@ -174,18 +177,21 @@ class AccountRedisClient(BaseRedisClient):
         triggers: Mapping[str, Trigger],
         *,
         expected_version: str,
-    ) -> bool:
+        forked_event_id: int | None = None,
+    ) -> Loaded:
         """Replace an account by what history holds, without a look at the marker.
 
         Returns
         -------
-        bool
-            False when the account is no longer at ``expected_version``; nothing was written then.
+        Loaded
+            CHANGED when the account is no longer at ``expected_version``, HEALED_BEFORE when ``forked_event_id`` does
+            not wait any more; nothing was written then.
         """
         account = row.account
         payload = {
             "account_id": str(account.account_id),
             "expected_version": expected_version,
+            "forked_event_id": "" if forked_event_id is None else str(forked_event_id),
             "version": row.version,
             "chain_hash": row.chain_hash,
             "balance": plain(account.balance),
@@ -196,7 +202,7 @@ class AccountRedisClient(BaseRedisClient):
         marker = keys.marker(self._partition(account.account_id), self.partitions)
         async with redis_errors():
             reply = await _LOAD.run(self.redis, marker, json.dumps(payload))
-        return bool(reply[0] == "OK")
+        return _LOADED[reply[0]]
 
     async def save_report(self, snapshot_id: str, chunks: Mapping[str, str], ttl_s: int) -> None:
         """Keep a report in partition 0 until it expires."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +19,7 @@ from redis.backoff import NoBackoff
 
 from margin.clients import keys
 from margin.clients.credentials import RedisCredentials
-from margin.errors import RedisTimeoutError, RedisUnavailableError, StateNotLoadedError
+from margin.errors import RedisRefusedError, RedisTimeoutError, RedisUnavailableError, StateNotLoadedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -49,15 +50,13 @@ class Script:
         preamble = (_SCRIPTS / "_preamble.lua").read_text(encoding="utf-8")
         self.name = name
         self.source = f"{preamble}\n{(_SCRIPTS / f'{name}.lua').read_text(encoding='utf-8')}"
-        self.digest = ""
+        self.digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, redis: Redis, marker: str, *arguments: str | int) -> Any:
         """Execute the script on the partition of ``marker``.
 
         Only NOSCRIPT leads to a second call: that answer says that nothing was executed.
         """
-        if not self.digest:
-            self.digest = str(await redis.script_load(self.source))
         try:
             return await redis.evalsha(self.digest, 1, marker, *arguments)
         except exceptions.NoScriptError:
@@ -74,8 +73,10 @@ async def redis_errors() -> AsyncIterator[None]:
         The server is not the one that the state was loaded into.
     RedisTimeoutError
         No answer in time.
+    RedisRefusedError
+        It answers that it does not: out of memory, read-only, too few replicas, not allowed.
     RedisUnavailableError
-        Down, loading, out of memory.
+        Down, loading, wrong credentials.
     """
     try:
         yield
@@ -87,9 +88,9 @@ async def redis_errors() -> AsyncIterator[None]:
     except (exceptions.ConnectionError, OSError) as error:
         message = "Redis refused or broke the connection."
         raise RedisUnavailableError(message) from error
-    except (exceptions.OutOfMemoryError, exceptions.ReadOnlyError, exceptions.AuthenticationError) as error:
-        message = "Redis refuses to work: out of memory, read-only, or wrong credentials."
-        raise RedisUnavailableError(message) from error
+    except exceptions.ResponseError as error:
+        message = "Redis refuses to work now: out of memory or disk, read-only, too few replicas, or not allowed."
+        raise RedisRefusedError(message) from error
 
 
 class BaseRedisClient:
@@ -181,8 +182,14 @@ def make_redis(settings: Settings, *, check_marker: bool = True) -> Redis:
     """
 
     async def on_connect(connection: AbstractConnection) -> None:
-        await connection.on_connect()
-        await _check_markers(connection, settings.partitions)
+        try:
+            await connection.on_connect()
+            if check_marker:
+                await _check_markers(connection, settings.partitions)
+        except BaseException:
+            # After errors that are not its own the driver would keep it and use it: logged in as nobody, unchecked.
+            await connection.disconnect(nowait=True)
+            raise
 
     secured = bool(settings.redis_secret or settings.redis_password)
     pool = BlockingConnectionPool(
@@ -202,7 +209,7 @@ def make_redis(settings: Settings, *, check_marker: bool = True) -> Redis:
         decode_responses=True,
         protocol=2,
         driver_info=None,
-        redis_connect_func=on_connect if check_marker else None,
+        redis_connect_func=on_connect,
     )
     return Redis.from_pool(pool)
 

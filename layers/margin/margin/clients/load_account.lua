@@ -7,7 +7,18 @@ if text(redis.call('HGET', key('versions'), account_id)) ~= load.expected_versio
 end
 
 local list = key('pending:' .. account_id)
-for _, entry in ipairs(redis.call('LRANGE', list, 0, -1)) do
+local entries = redis.call('LRANGE', list, 0, -1)
+-- Who heals because of an event that does not wait any more comes late: another has healed, and what waits now is sound.
+if load.forked_event_id ~= '' then
+  local waits = false
+  for _, entry in ipairs(entries) do
+    waits = waits or event_id_of(entry) == load.forked_event_id
+  end
+  if not waits then
+    return {'GONE'}
+  end
+end
+for _, entry in ipairs(entries) do
   local body = string.match(entry, '^%d+ (.*)$')
   redis.call('DEL', key('idempotency:' .. account_id .. ':' .. cjson.decode(body).key))
 end

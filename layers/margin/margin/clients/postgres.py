@@ -94,12 +94,15 @@ _ACCOUNT = """
     where account_id = %(account_id)s
 """
 _LIVE_KEYS = """
-    select account_id, key, event_id, request_hash, body -> 'result' as result,
+    select key, event_id, request_hash, body -> 'result' as result,
         extract(epoch from occurred_at + make_interval(secs => %(ttl_s)s) - now())::float8 as ttl_s
     from events
-    where account_id = any(%(account_ids)s::bigint[])
-        and occurred_at > now() - make_interval(secs => %(ttl_s)s)
+    where account_id = %(account_id)s and occurred_at > now() - make_interval(secs => %(ttl_s)s)
+    order by occurred_at desc
+    limit %(limit)s
 """
+LIVE_KEYS_MAX = 1000
+"""Those that a client is likely to repeat; one beyond is recalled from history when it comes."""
 
 
 class PostgresClient:
@@ -122,14 +125,7 @@ class PostgresClient:
         PostgresUnavailableError
         """
         async with self._pool.lease() as lease:
-            yield PostgresWriter(lease)
-
-    async def result(self, account_id: int, key: str) -> StoredResult | None:
-        """Recall what an idempotency key did, however long ago; None when it did nothing."""
-        rows = await self._pool.query(_RESULT, {"account_id": account_id, "key": key})
-        for row in rows:
-            return StoredResult(row["event_id"], row["request_hash"], canonical(row["result"]))
-        return None
+            yield PostgresWriter(lease, idempotency_ttl_s=self._idempotency_ttl_s)
 
     async def account_exists(self, account_id: int) -> bool:
         """Whether any event of the account is in history."""
@@ -164,15 +160,10 @@ class PostgresClient:
         )
         return [_with_timestamp(row) for row in rows]
 
-    async def account(self, account_id: int) -> tuple[HistoryAccount, list[HistoryKey]] | None:
-        """State after the last event of one account, with the idempotency keys that are still live."""
-        rows = await self._pool.query(_ACCOUNT, {"account_id": account_id})
-        return next(iter(await self._with_keys(rows)), None)
-
-    async def accounts(self, after_account_id: int, limit: int) -> list[tuple[HistoryAccount, list[HistoryKey]]]:
-        """Do the same for many accounts, in order of their ids."""
+    async def accounts(self, after_account_id: int, limit: int) -> list[HistoryAccount]:
+        """State after the last event of some accounts, in order of their ids."""
         rows = await self._pool.query(_ACCOUNTS, {"after": after_account_id, "limit": limit})
-        return await self._with_keys(rows)
+        return [_history_account(row) for row in rows]
 
     async def next_epoch(self) -> int:
         """Take a new epoch."""
@@ -203,30 +194,43 @@ class PostgresClient:
         ------
         PostgresUnavailableError
         """
-        try:
-            await self._pool.query("select last_value from epochs")
-        except psycopg.errors.UndefinedTable as error:
+        (state,) = await self._pool.query(
+            "select to_regclass('epochs') is not null as migrated,"
+            " current_setting('transaction_read_only') as read_only"
+        )
+        if not state["migrated"]:
             message = "PostgreSQL has no schema of the engine; run the migrations."
-            raise PostgresUnavailableError(message) from error
-
-    async def _with_keys(self, rows: Sequence[Row]) -> list[tuple[HistoryAccount, list[HistoryKey]]]:
-        account_ids = [row["account_id"] for row in rows]
-        if not account_ids:
-            return []
-        live: dict[int, list[HistoryKey]] = defaultdict(list)
-        parameters = {"account_ids": account_ids, "ttl_s": self._idempotency_ttl_s}
-        for row in await self._pool.query(_LIVE_KEYS, parameters):
-            live[row["account_id"]].append(
-                HistoryKey(row["key"], row["event_id"], row["request_hash"], canonical(row["result"]), row["ttl_s"])
-            )
-        return [(_history_account(row), live[row["account_id"]]) for row in rows]
+            raise PostgresUnavailableError(message)
+        if state["read_only"] == "on":
+            message = "PostgreSQL is read-only."
+            raise PostgresUnavailableError(message)
 
 
 class PostgresWriter:
     """Implements `margin.ports.HistoryWriter` on one reserved connection."""
 
-    def __init__(self, lease: Lease) -> None:
+    def __init__(self, lease: Lease, *, idempotency_ttl_s: int) -> None:
         self._lease = lease
+        self._idempotency_ttl_s = idempotency_ttl_s
+
+    async def account(self, account_id: int) -> HistoryAccount | None:
+        """State after the last event of one account; None when history does not know it."""
+        rows = await self._lease.fetch(_ACCOUNT, {"account_id": account_id})
+        return next((_history_account(row) for row in rows), None)
+
+    async def live_keys(self, account_id: int) -> list[HistoryKey]:
+        """Idempotency keys of an account that Redis should still know, the newest if there are very many."""
+        parameters = {"account_id": account_id, "ttl_s": self._idempotency_ttl_s, "limit": LIVE_KEYS_MAX}
+        return [
+            HistoryKey(row["key"], row["event_id"], row["request_hash"], canonical(row["result"]), row["ttl_s"])
+            for row in await self._lease.fetch(_LIVE_KEYS, parameters)
+        ]
+
+    async def result(self, account_id: int, key: str) -> StoredResult | None:
+        """Recall what an idempotency key did, however long ago; None when it did nothing."""
+        for row in await self._lease.fetch(_RESULT, {"account_id": account_id, "key": key}):
+            return StoredResult(row["event_id"], row["request_hash"], canonical(row["result"]))
+        return None
 
     async def append(self, events: Sequence[StoredEvent]) -> dict[int, Appended]:
         """Store events of any accounts; those of one account must be in order and without a hole.

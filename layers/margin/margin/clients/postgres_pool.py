@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ Connection = psycopg.AsyncConnection[dict[str, Any]]
 Row = dict[str, Any]
 Parameters = Mapping[str, object] | Sequence[object]
 
-_UNAVAILABLE = "PostgreSQL did not answer in time or refused the connection."
+_UNAVAILABLE = "PostgreSQL did not answer in time, or refused the connection or the statement."
 
 
 class PostgresPool:
@@ -100,13 +102,13 @@ class PostgresPool:
         )
         try:
             return await asyncio.wait_for(connecting, settings.postgres_connect_timeout_s)
-        except (psycopg.OperationalError, TimeoutError, OSError) as error:
+        except (psycopg.Error, TimeoutError, OSError) as error:
             raise PostgresUnavailableError(_UNAVAILABLE) from error
 
     async def execute(self, connection: Connection, query: str, parameters: Parameters) -> list[Row]:
         """Execute one statement in one round trip, within the deadline."""
         loop = asyncio.get_running_loop()
-        deadline = loop.call_later(self._settings.postgres_timeout_s, connection.pgconn.finish)
+        deadline = loop.call_later(self._settings.postgres_timeout_s, _hang_up, connection)
         try:
             cursor = await connection.execute(query.encode(), parameters)
             return await cursor.fetchall() if cursor.description is not None else []
@@ -140,6 +142,19 @@ class PostgresPool:
 def _is_asked_for(settings: Settings) -> bool:
     """Whether the password is to be read elsewhere, which must not hold up the event loop."""
     return settings.postgres_iam or bool(settings.postgres_secret)
+
+
+def _hang_up(connection: Connection) -> None:
+    """End a conversation that somebody still waits on, who thereby learns that it is over.
+
+    The descriptor stays open until the connection is given back: the driver waits on its number, and a number that is
+    free is taken by the next socket of the process, whoever that is.
+    """
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(connection.pgconn.socket)) as twin,
+    ):
+        twin.shutdown(socket.SHUT_RDWR)
 
 
 class Lease:
@@ -181,7 +196,11 @@ class Lease:
     async def _execute(self, query: str, parameters: Parameters) -> list[Row]:
         try:
             rows = await self._pool.execute(self.connection, query, parameters)
-        except psycopg.OperationalError as error:
+        except (psycopg.DataError, psycopg.IntegrityError):
+            raise
+        except psycopg.Error as error:
+            # Broken, or not the server it should be: read-only after a fail-over, without the schema, without rights.
+            self.discard()
             raise PostgresUnavailableError(_UNAVAILABLE) from error
         self._kept = False
         return rows

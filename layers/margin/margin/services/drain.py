@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from margin.errors import ContentionError, PostgresUnavailableError
 from margin.observability import logger
 
 if TYPE_CHECKING:
@@ -59,15 +60,26 @@ class DrainService:
                 todo = [account_id for account_id in waiting if account_id not in stuck][:ACCOUNTS_PER_ROUND]
                 if not todo:
                     break
-                async with self._history.reserve() as writer:
-                    for account_id in todo:
-                        pending = await self._accounts.pending(account_id)
-                        stored = (await self._journal.settle(account_id, pending, writer)).stored
-                        report.stored += len(stored)
-                        report.accounts += 1
-                        if not stored:
-                            stuck.add(account_id)
+                for account_id in todo:
+                    stored = await self._drain_account(account_id)
+                    report.stored += stored
+                    report.accounts += 1
+                    if not stored:
+                        stuck.add(account_id)
         report.waiting_accounts, report.oldest_s = await self._accounts.pending_stats()
         if report.accounts:
             logger.info("journal_drained", **dataclasses.asdict(report))
         return report
+
+    async def _drain_account(self, account_id: int) -> int:
+        """Store what an account has pending; how much of it that was.
+
+        What hinders one account does not hinder the others: it is logged, and the account waits for the next drain.
+        """
+        async with self._history.reserve() as writer:
+            pending = await self._accounts.pending(account_id)
+            try:
+                return len((await self._journal.settle(account_id, pending, writer)).stored)
+            except (PostgresUnavailableError, ContentionError) as error:
+                logger.warning("account_not_drained", account_id=account_id, code=error.code)
+                return 0

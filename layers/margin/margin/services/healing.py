@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from margin.domain.safe_zone import triggers
 from margin.errors import ContentionError
 from margin.observability import MetricName, count, logger
+from margin.ports import Loaded
 
 if TYPE_CHECKING:
-    from margin.ports import AccountStore, History, HistoryAccount, HistoryKey, MarketStore
+    from margin.ports import AccountStore, HistoryAccount, HistoryWriter, MarketStore
 
 _ATTEMPTS_MAX = 5
 
@@ -23,20 +24,18 @@ class HealingService:
         What is healed.
     market : MarketStore
         Marks to anchor the triggers to.
-    history : History
-        What is right.
     """
 
-    def __init__(self, accounts: AccountStore, market: MarketStore, history: History) -> None:
+    def __init__(self, accounts: AccountStore, market: MarketStore) -> None:
         self._accounts = accounts
         self._market = market
-        self._history = history
 
-    async def heal(self, account_id: int) -> None:
+    async def heal(self, account_id: int, forked_event_id: int, writer: HistoryWriter) -> None:
         """Drop what history refused of an account and load the account from history.
 
         Events on the pending list go with their idempotency keys: none was acknowledged as final, so a retry executes
-        them anew.
+        them anew. Only as long as the event that forked is among them: whoever comes after another has healed must not
+        drop what was decided since.
 
         Raises
         ------
@@ -46,18 +45,29 @@ class HealingService:
         """
         for _ in range(_ATTEMPTS_MAX):
             version = (await self._accounts.versions([account_id]))[account_id]
-            held = await self._history.account(account_id)
-            if held is None:
+            row = await writer.account(account_id)
+            if row is None:
                 logger.error("healing_without_history", account_id=account_id, version=version)
                 return
-            if await self.load(*held, expected_version=version):
+            loaded = await self.load(row, writer, expected_version=version, forked_event_id=forked_event_id)
+            if loaded is Loaded.CHANGED:
+                continue
+            if loaded is Loaded.DONE:
                 count(MetricName.HISTORY_FORKS)
-                logger.error("history_fork_healed", account_id=account_id, dropped=version, restored=held[0].version)
-                return
+                logger.error("history_fork_healed", account_id=account_id, dropped=version, restored=row.version)
+            return
         message = f"Account {account_id} kept changing while it was being put back to history; try again."
         raise ContentionError(message)
 
-    async def load(self, row: HistoryAccount, keys: list[HistoryKey], *, expected_version: str) -> bool:
-        """Load one account; False when Redis holds it at another version than expected."""
+    async def load(
+        self, row: HistoryAccount, writer: HistoryWriter, *, expected_version: str, forked_event_id: int | None = None
+    ) -> Loaded:
+        """Load one account with its live keys, if Redis holds it at the expected version."""
         market = await self._market.market()
-        return await self._accounts.load(row, keys, triggers(row.account, market), expected_version=expected_version)
+        return await self._accounts.load(
+            row,
+            await writer.live_keys(row.account.account_id),
+            triggers(row.account, market),
+            expected_version=expected_version,
+            forked_event_id=forked_event_id,
+        )

@@ -37,8 +37,11 @@ from margin.errors import (
     ContentionError,
     HistoryForkError,
     IdempotencyKeyReusedError,
+    NotFoundError,
     OutcomeUnknownError,
+    RedisRefusedError,
     RedisUnavailableError,
+    RefusedError,
     StateNotLoadedError,
     UnavailableError,
 )
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from margin.services.healing import HealingService
 
 COMMIT_ATTEMPTS_MAX = 16
+REPLY_LOST = Conflict("reply lost")
 _BACKOFF_S = 0.002
 _BACKOFF_MAX_S = 0.05
 _MADE_KEY_TTL_S = 3600
@@ -176,27 +180,49 @@ class Journal:
         reading = asyncio.ensure_future(self._read(request, key))
         try:
             async with self._history.reserve() as writer:
-                view = await reading
-                for attempt in range(COMMIT_ATTEMPTS_MAX):
-                    if view.replay is not None:
-                        return await self._replay(request, key, view.replay, writer)
-                    decision = decide(view)
-                    if decision is None:
-                        return None
-                    reply = await self._commit(request, key, view, decision)
-                    if isinstance(reply, StoredResult):
-                        return await self._replay(request, key, reply, writer)
-                    if isinstance(reply, Committed):
-                        outcome = Outcome(reply.event_id, decision.result, final=False, crossed=reply.crossed)
-                        return await self._finish(request, key, outcome, reply.pending, writer)
-                    count(MetricName.COMMIT_CONFLICTS)
-                    await asyncio.sleep(_backoff_s(attempt))
-                    view = await self._read(request, key)
-                message = "The account kept changing while the request was being decided; try again."
-                raise ContentionError(message)
+                return await self._attempt(request, key, await reading, decide, writer)
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+
+    async def _attempt(
+        self,
+        request: WriteRequest,
+        key: str,
+        view: AccountView,
+        decide: Callable[[AccountView], Decision | None],
+        writer: HistoryWriter,
+    ) -> Outcome | None:
+        lost = False
+        for attempt in range(COMMIT_ATTEMPTS_MAX):
+            if view.replay is not None:
+                # After a lost reply it is this very request that is replayed: nobody has looked at its triggers.
+                return await self._replay(request, key, view.replay, writer, crossed=lost)
+            try:
+                decision = decide(view)
+                if decision is None and not lost:
+                    return None
+                if decision is None:
+                    raise _unknown(key)
+                reply = await self._commit(request, key, view, decision)
+                if isinstance(reply, StoredResult):
+                    return await self._replay(request, key, reply, writer, crossed=True)
+                if isinstance(reply, Committed):
+                    outcome = Outcome(reply.event_id, decision.result, final=False, crossed=reply.crossed)
+                    return await self._finish(request, key, outcome, reply.pending, writer)
+                count(MetricName.COMMIT_CONFLICTS)
+                lost = lost or reply == REPLY_LOST
+                await asyncio.sleep(_backoff_s(attempt))
+                view = await self._read(request, key)
+            except (RefusedError, NotFoundError, UnavailableError) as error:
+                # A commit whose reply was lost may still run: until it is seen to have, "no" would be a lie.
+                if lost:
+                    raise _unknown(key) from error
+                raise
+        if lost:
+            raise _unknown(key)
+        message = "The account kept changing while the request was being decided; try again."
+        raise ContentionError(message)
 
     async def settle(self, account_id: int, events: Sequence[StoredEvent], writer: HistoryWriter) -> Appended:
         """Step 4 for some events of one account.
@@ -221,7 +247,8 @@ class Journal:
             waiting = [event.event_id for event in events if event.event_id not in appended.stored]
             logger.error("history_blocked", account_id=account_id, event_id=waiting[0], gap=appended.gap)
         if appended.forked:
-            await self._healing.heal(account_id)
+            forked = next(event.event_id for event in events if event.event_id not in appended.stored)
+            await self._healing.heal(account_id, forked, writer)
         return appended
 
     async def _read(self, request: WriteRequest, key: str) -> AccountView:
@@ -233,6 +260,8 @@ class Journal:
         commit = self._build(request, key, view, decision)
         try:
             return await self._accounts.commit(commit)
+        except RedisRefusedError:
+            raise
         except RedisUnavailableError as error:
             # The script may have run and its reply been lost. Ask before anything else; and if it has not run,
             # whatever is tried next carries the same key, so that even a script that runs late is not joined by a
@@ -240,9 +269,8 @@ class Journal:
             try:
                 asked = await self._read(request, key)
             except (RedisUnavailableError, StateNotLoadedError):
-                message = f"Redis did not say whether the request was executed. Retry it with Idempotency-Key: {key}"
-                raise OutcomeUnknownError(message) from error
-            return asked.replay or Conflict("reply lost")
+                raise _unknown(key) from error
+            return asked.replay or REPLY_LOST
 
     def _build(self, request: WriteRequest, key: str, view: AccountView, decision: Decision) -> Commit:
         n, previous_event_id = parse_version(view.version)
@@ -281,10 +309,12 @@ class Journal:
             key_ttl_s=self._idempotency_ttl_s if request.key else _MADE_KEY_TTL_S,
         )
 
-    async def _replay(self, request: WriteRequest, key: str, replay: StoredResult, writer: HistoryWriter) -> Outcome:
+    async def _replay(
+        self, request: WriteRequest, key: str, replay: StoredResult, writer: HistoryWriter, *, crossed: bool
+    ) -> Outcome:
         """Answer what the key did, after completing step 4 for it."""
         _check_same_request(request, replay)
-        outcome = Outcome(replay.event_id, json.loads(replay.result), final=True, replayed=True)
+        outcome = Outcome(replay.event_id, json.loads(replay.result), final=True, replayed=True, crossed=crossed)
         # What is pending is the end of the chain, and ids rise along it; only the oldest of a long list are here.
         if not replay.pending or replay.event_id < replay.pending[0].event_id:
             return outcome
@@ -303,19 +333,19 @@ class Journal:
         try:
             appended = await self.settle(account_id, pending, writer)
             if appended.forked and event_id not in appended.stored and await self._dropped(account_id, event_id):
-                return await self._undone(request, key, by_key=appended.key_used_by == event_id)
+                return await self._undone(request, key, writer, by_key=appended.key_used_by == event_id)
         except (UnavailableError, ContentionError) as error:
             count(MetricName.HISTORY_PENDING)
             logger.warning("history_pending", account_id=account_id, event_id=event_id, code=error.code)
             return dataclasses.replace(outcome, final=False)
         return dataclasses.replace(outcome, final=event_id in appended.stored)
 
-    async def _undone(self, request: WriteRequest, key: str, *, by_key: bool) -> Outcome:
+    async def _undone(self, request: WriteRequest, key: str, writer: HistoryWriter, *, by_key: bool) -> Outcome:
         """Answer for an event that history refused: what its key did before, if that is why; else that it is gone.
 
         Redis forgets a key after some time, or with what it loses; history does not: a key is executed once for ever.
         """
-        recalled = await self._history.result(request.account_id, key) if by_key else None
+        recalled = await writer.result(request.account_id, key) if by_key else None
         if recalled is None:
             message = "History holds another event in this place; the request was undone. Retry it."
             raise HistoryForkError(message)
@@ -325,6 +355,12 @@ class Journal:
     async def _dropped(self, account_id: int, event_id: int) -> bool:
         """Whether an event that history did not take is no longer waiting either."""
         return all(event.event_id != event_id for event in await self._accounts.pending(account_id))
+
+
+def _unknown(key: str) -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        f"Redis did not say whether the request was executed. Retry it with Idempotency-Key: {key}"
+    )
 
 
 def _check_same_request(request: WriteRequest, replay: StoredResult) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -32,15 +33,18 @@ class Verdict(StrEnum):
 
     LIQUIDATED = "liquidated"
     ANCHORED = "anchored"
+    """Safe until a mark price crosses one of its triggers, or without positions."""
     UNDECIDED = "undecided"
+    """Its triggers stay crossed: the next mark price or scan comes back to it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evaluations:
-    """Which accounts were liquidated, and which could not be evaluated."""
+    """Which accounts were liquidated, whose evaluation failed, and whose was not begun."""
 
     liquidated: list[int]
     failed: list[int]
+    left: list[int]
 
 
 @dataclasses.dataclass(slots=True)
@@ -83,13 +87,22 @@ class LiquidationService:
         ConflictError, UnavailableError
             Nothing was decided; the account's triggers stay crossed, so the next mark price or scan comes back to it.
         """
-        decided_at: Mapping[str, Mark] | None = None
+        seen: tuple[str, Mapping[str, Mark]] | None = None
         for _ in range(_ANCHOR_ATTEMPTS_MAX):
             view = await self._accounts.read(account_id)
             if view.account is None or not view.account.positions:
                 return Verdict.ANCHORED
+            # Without any slack, or with a stale mark, triggers are crossed where they are: nothing new to decide.
+            if seen == (view.version, view.market.marks):
+                return Verdict.UNDECIDED
+            seen = (view.version, view.market.marks)
             count(MetricName.ACCOUNTS_EVALUATED)
-            if _is_liquidatable(view):
+            try:
+                liquidatable = _is_liquidatable(view)
+            except NoMarkPriceError as error:
+                logger.warning("account_not_valued", account_id=account_id, reason=error.detail)
+                return Verdict.UNDECIDED
+            if liquidatable:
                 request = WriteRequest(
                     account_id=account_id,
                     fields={"operation": "liquidation", "version": view.version},
@@ -99,25 +112,29 @@ class LiquidationService:
                 if outcome is not None:
                     _record(account_id, outcome)
                     return Verdict.LIQUIDATED
-                continue
-            crossed = await self._accounts.anchor(account_id, view.version, triggers(view.account, view.market))
-            # Without any slack, or with a stale mark, the triggers are crossed where they are: at the same marks it
-            # is decided.
-            if crossed is False or (crossed is not None and view.market.marks == decided_at):
+            elif await self._accounts.anchor(account_id, view.version, triggers(view.account, view.market)) is False:
                 return Verdict.ANCHORED
-            decided_at = view.market.marks
         return Verdict.UNDECIDED
 
-    async def evaluate_quietly(self, account_ids: Iterable[int]) -> Evaluations:
-        """Evaluate accounts, some at a time, and log what fails instead of raising it: the scan comes back to those."""
+    async def evaluate_quietly(self, account_ids: Iterable[int], *, budget_s: float = math.inf) -> Evaluations:
+        """Evaluate accounts, some at a time, and log what fails instead of raising it: the scan comes back to those.
+
+        Parameters
+        ----------
+        account_ids : iterable of int
+            Whom to evaluate, the most urgent first.
+        budget_s : float
+            After this many seconds no evaluation is begun.
+        """
         limit = asyncio.Semaphore(_EVALUATIONS_AT_ONCE)
+        until_s = asyncio.get_running_loop().time() + budget_s
         down = asyncio.Event()
-        evaluations = Evaluations([], [])
+        evaluations = Evaluations([], [], [])
 
         async def one(account_id: int) -> None:
             async with limit:
-                if down.is_set():
-                    evaluations.failed.append(account_id)
+                if down.is_set() or asyncio.get_running_loop().time() >= until_s:
+                    evaluations.left.append(account_id)
                     return
                 try:
                     if await self.evaluate(account_id) is Verdict.LIQUIDATED:
@@ -157,7 +174,7 @@ class LiquidationService:
                 report.candidates += len(candidates)
                 evaluations = await self.evaluate_quietly(candidates)
                 report.liquidated += evaluations.liquidated
-                report.failed += len(evaluations.failed)
+                report.failed += len(evaluations.failed) + len(evaluations.left)
                 cursor = page.cursor
                 if cursor == "0":
                     break

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from margin.services.liquidation import LiquidationService
 
 
+EVALUATION_BUDGET_S = 2.0
+"""A mark price is answered within the time that callers are promised, however slow the stores are."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class MarkOutcome:
     """What mark prices did: how many accounts they brought to evaluation, and who was liquidated."""
@@ -76,10 +80,10 @@ class MarkPriceService:
         count(MetricName.MARK_PRICES, len(updates))
         crossed = list(dict.fromkeys(account_id for update in updates for account_id in update.crossed))
         at_risk = sum(update.crossed_count for update in updates)
-        if self._queue is not None:
-            await self._pass_on(self._queue, crossed[self._crossed_inline_max :])
-            crossed = crossed[: self._crossed_inline_max]
-        liquidated = (await self._liquidations.evaluate_quietly(crossed)).liquidated
+        at_once = crossed if self._queue is None else crossed[: self._crossed_inline_max]
+        evaluations = await self._liquidations.evaluate_quietly(at_once, budget_s=EVALUATION_BUDGET_S)
+        await self._pass_on([*evaluations.left, *crossed[len(at_once) :]])
+        liquidated = evaluations.liquidated
         for update in updates:
             logger.info(
                 "mark_price_set",
@@ -90,11 +94,14 @@ class MarkPriceService:
             )
         return MarkOutcome(at_risk, tuple(liquidated))
 
-    async def _pass_on(self, queue: LiquidationQueue, account_ids: list[int]) -> None:
+    async def _pass_on(self, account_ids: list[int]) -> None:
         """Queue what this call does not evaluate; a price that was stored stays stored when the queue is down."""
         if not account_ids:
             return
         try:
-            await queue.send(account_ids)
+            if self._queue is not None:
+                await self._queue.send(account_ids)
+                return
         except UnavailableError as error:
             logger.warning("crossed_accounts_not_queued", accounts=len(account_ids), code=error.code)
+        logger.warning("crossed_accounts_left_to_the_scan", accounts=len(account_ids))

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from margin.domain.event import parse_version
 from margin.errors import PostgresUnavailableError, StateNotLoadedError
 from margin.observability import logger
+from margin.ports import Loaded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from margin.ports import AccountStore, History, HistoryAccount, HistoryKey, PartitionStore
+    from margin.ports import AccountStore, History, HistoryAccount, HistoryWriter, PartitionStore
     from margin.services.drain import DrainReport, DrainService
     from margin.services.healing import HealingService
 
@@ -92,45 +93,45 @@ class OpeningService:
                 message = "Another process is opening the state at this moment."
                 raise StateNotLoadedError(message)
             needed = await self.needed()
+            # The server that is compared is the one that is vouched for: another that takes its place fails the check.
+            servers = {partition: (await self._partitions.state(partition)).server_run_id for partition in needed}
             for partition in needed:
                 await self._partitions.close(partition)
             drained: DrainReport = await self._drain.drain()
             report.drained = drained.stored
-            await self._compare(report, needed)
+            async with self._history.reserve() as writer:
+                await self._compare(report, needed, writer)
             for partition in needed:
-                state = await self._partitions.state(partition)
-                await self._partitions.open(partition, await self._history.next_epoch(), state.server_run_id)
+                await self._partitions.open(partition, await self._history.next_epoch(), servers[partition])
                 report.opened.append(partition)
         logger.info("partitions_opened", **dataclasses.asdict(report))
         return report
 
-    async def _compare(self, report: OpeningReport, needed: Sequence[int]) -> None:
+    async def _compare(self, report: OpeningReport, needed: Sequence[int], writer: HistoryWriter) -> None:
         """Load every account of some partitions that Redis holds at another version than history.
 
         Nobody commits in these partitions meanwhile; the others go on.
         """
         after = 0
         while rows := await self._history.accounts(after, ACCOUNTS_PER_PAGE):
-            after = rows[-1][0].account.account_id
+            after = rows[-1].account.account_id
             for partition in needed:
-                mine = [row for row in rows if row[0].account.account_id % self._accounts.partitions == partition]
-                await self._compare_page(report, mine)
+                mine = [row for row in rows if row.account.account_id % self._accounts.partitions == partition]
+                await self._compare_page(report, mine, writer)
         held = sum([await self._accounts.size(partition) for partition in needed])
         if held != report.accounts:
             message = f"Redis holds {held} accounts, history {report.accounts}: history has lost some."
             raise PostgresUnavailableError(message)
 
-    async def _compare_page(
-        self, report: OpeningReport, rows: Sequence[tuple[HistoryAccount, list[HistoryKey]]]
-    ) -> None:
-        versions = await self._accounts.versions([row.account.account_id for row, _ in rows])
+    async def _compare_page(self, report: OpeningReport, rows: Sequence[HistoryAccount], writer: HistoryWriter) -> None:
+        versions = await self._accounts.versions([row.account.account_id for row in rows])
         report.accounts += len(rows)
-        for row, keys in rows:
+        for row in rows:
             version = versions[row.account.account_id]
             if version == row.version:
                 continue
             self._refuse_lost_history(row.account.account_id, version, row.version)
-            if not await self._healing.load(row, keys, expected_version=version):
+            if await self._healing.load(row, writer, expected_version=version) is not Loaded.DONE:
                 message = "The state changed while it was being opened; try again."
                 raise StateNotLoadedError(message)
             report.loaded += 1
