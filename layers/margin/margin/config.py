@@ -26,8 +26,8 @@ class SettingError(ValueError):
 class Settings:
     """All settings, typed. Units stand last in the names.
 
-    ``redis_timeout_s`` and the two PostgreSQL ones bound every single outside call: together they stay below the time
-    in which a caller is promised an answer (3 s), which stays below the function's own timeout.
+    ``redis_timeout_s`` and the two PostgreSQL ones bound every outside call, so that with one store down or frozen a
+    caller has an answer within 3 s, which stays below the function's own timeout.
     """
 
     app_name: str = "margin"

@@ -41,6 +41,7 @@ class PostgresPool:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.connect_timeout_s = settings.postgres_connect_timeout_s
         self._settings = settings
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(settings.postgres_connections_max)
@@ -54,6 +55,8 @@ class PostgresPool:
         PostgresUnavailableError
             None could be had within the connect timeout.
         """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self._settings.postgres_connect_timeout_s
         try:
             await asyncio.wait_for(self._free.acquire(), self._settings.postgres_connect_timeout_s)
         except TimeoutError as error:
@@ -61,7 +64,7 @@ class PostgresPool:
             raise PostgresUnavailableError(message) from error
         try:
             kept = self._take_idle()
-            lease = Lease(self, kept or await self.connect(), kept=kept is not None)
+            lease = Lease(self, kept or await self.connect(until_s), kept=kept is not None)
             try:
                 yield lease
             finally:
@@ -79,8 +82,8 @@ class PostgresPool:
         async with self.lease() as lease:
             return await lease.fetch(query, parameters)
 
-    async def connect(self) -> Connection:
-        """Open a connection.
+    async def connect(self, until_s: float) -> Connection:
+        """Open a connection until a moment of the event loop's clock.
 
         Raises
         ------
@@ -101,7 +104,7 @@ class PostgresPool:
             row_factory=dict_row,
         )
         try:
-            return await asyncio.wait_for(connecting, settings.postgres_connect_timeout_s)
+            return await asyncio.wait_for(connecting, until_s - asyncio.get_running_loop().time())
         except (psycopg.Error, TimeoutError, OSError) as error:
             raise PostgresUnavailableError(_UNAVAILABLE) from error
 
@@ -186,7 +189,7 @@ class Lease:
                 raise
         self._kept = False
         self._pool.forget_idle()
-        self.connection = await self._pool.connect()
+        self.connection = await self._pool.connect(started_s + self._pool.connect_timeout_s)
         return await self._execute(query, parameters)
 
     def discard(self) -> None:
