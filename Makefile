@@ -2,14 +2,15 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help run demo test check bench lock openapi clean environment-run environment-dev
+.PHONY: help run demo test test-aws check bench build sam-local sam-invoke sam-local-down deploy destroy lock openapi clean
+.PHONY: environment-run environment-dev
 SHELL := /bin/sh
 python := .venv/bin/python
 
 export PYTHON
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 # `exec` puts the program in the place of its shell, so that a signal to make reaches it.
 
@@ -19,8 +20,11 @@ run: environment-run ## Run the engine and its stores on this machine, until Ctr
 demo: environment-run ## Trade through a falling market and show who is liquidated (PRICES=FILE: your own prices)
 	@exec $(python) -m margin_local.demo $(if $(PRICES),--prices "$(PRICES)")
 
-test: environment-dev ## Run all tests (ARGS="-k word": some of them)
+test: environment-dev ## Run all tests but those of test-aws (ARGS="-k word": some of them)
 	@PYTHON_DOTENV_DISABLED=1 exec $(python) -m pytest $(ARGS)
+
+test-aws: environment-dev ## Build, and run the tests of the built functions, as processes and in containers (ARGS="-k word": some of them)
+	@PYTHON_DOTENV_DISABLED=1 exec $(python) -m pytest -m "runtime or sam_local" $(ARGS)
 
 check: environment-dev ## Check style, types, layers, and that the locks and the API document are up to date
 	@$(python) -m ruff check
@@ -31,8 +35,26 @@ check: environment-dev ## Check style, types, layers, and that the locks and the
 	@$(python) -m pip check
 	@$(python) -m margin_local.openapi --check
 
-bench: environment-dev ## Measure latency and throughput
+bench: environment-dev ## Measure latency, throughput and cold starts
 	@exec $(python) -m tests.benchmarks
+
+build: ## Build the functions and their layer for this machine, with the AWS SAM CLI
+	@sh infra/local/sam.sh build --config-env local
+
+sam-local: environment-run ## Run the functions and the stores in containers, until Ctrl-C (PORT=3000)
+	@exec sh infra/local/sam-local.sh start-api
+
+sam-invoke: environment-run ## Run one function in a container (FUNCTION=TradeFunction EVENT=events/trade_accepted.json)
+	@exec sh infra/local/sam-local.sh invoke "$(FUNCTION)" "$(EVENT)"
+
+sam-local-down: ## Remove the containers that these two left (ARGS=-v: the data too)
+	@sh infra/local/sam-local.sh down $(ARGS)
+
+deploy: environment-run ## Deploy to AWS (ENV=dev); asks about an environment that samconfig.toml does not know
+	@exec sh infra/local/deploy.sh deploy "$(or $(ENV),dev)" $(ARGS)
+
+destroy: ## Delete from AWS what was deployed (ENV=dev), after a question
+	@exec sh infra/local/deploy.sh destroy "$(ENV)"
 
 lock: environment-dev ## Bring the locks in line with pyproject.toml (UPGRADE=1: newest versions)
 	@sh infra/local/locks.sh $(if $(UPGRADE),upgrade,write)
@@ -41,7 +63,7 @@ openapi: environment-run ## Write functions/status/openapi.json
 	@exec $(python) -m margin_local.openapi
 
 clean: ## Remove the environment and everything that tools wrote; the data in .data stays
-	@rm -rf .venv .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	@rm -rf .venv .venv-sam .venv-lambda .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 environment-run:

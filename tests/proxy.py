@@ -21,6 +21,9 @@ class Proxy:
 
     ``lose_request(marker)`` closes the client's connection instead of forwarding the request. ``break_at(marker)`` does
     that and closes every later connection as well.
+
+    ``hold_back(marker)`` keeps the next request that holds the marker; ``held`` is set then, and ``deliver()`` forwards
+    it, whatever has become of the client, and returns when the server has answered.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -32,6 +35,10 @@ class Proxy:
         self._break: bytes | None = None
         self._breaking = False
         self._broken = False
+        self._hold: bytes | None = None
+        self.held = asyncio.Event()
+        self._delivered = asyncio.Event()
+        self._answered = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._closing = asyncio.Event()
         self._open: set[asyncio.Future[None]] = set()
@@ -54,6 +61,13 @@ class Proxy:
 
     def break_at(self, marker: bytes) -> None:
         self._break = marker
+
+    def hold_back(self, marker: bytes) -> None:
+        self._hold = marker
+
+    async def deliver(self) -> None:
+        self._delivered.set()
+        await self._answered.wait()
 
     def repair(self) -> None:
         self._broken = False
@@ -107,6 +121,14 @@ class Proxy:
         self.lost += request_lost or reply_lost
         return request_lost, reply_lost
 
+    async def _wait_if_held_back(self, request: bytes) -> bool:
+        if self._hold is None or self._hold not in request:
+            return False
+        self._hold = None
+        self.held.set()
+        await self._delivered.wait()
+        return True
+
 
 class _Connection:
     def __init__(
@@ -121,6 +143,7 @@ class _Connection:
         self._reader, self._writer = reader, writer
         self._server_reader, self._server_writer = server_reader, server_writer
         self._losing = False
+        self._late = False
         self._answered = True
 
     async def run(self, closing: asyncio.Event) -> None:
@@ -142,12 +165,17 @@ class _Connection:
             lost, self._losing = self._proxy._take(request)
             if lost:
                 return
+            self._late = late = await self._proxy._wait_if_held_back(request)
             self._server_writer.write(request)
             await self._server_writer.drain()
+            if late:
+                await self._proxy._answered.wait()
 
     async def _replies(self) -> None:
         while reply := await self._server_reader.read(_CHUNK_BYTES):
             self._answered = True
+            if self._late:
+                self._proxy._answered.set()
             if self._losing:
                 return
             self._writer.write(reply)

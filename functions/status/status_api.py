@@ -28,7 +28,7 @@ async def get_health() -> HealthAnswer:
 
 
 async def get_document(_request: Request) -> Response:
-    """Return the API document of all functions, as it is in the repository: this function knows its own routes alone."""
+    """Return the API document as it is in the repository: this function knows its own routes alone."""
     return Response(_document(), media_type="application/json")
 
 
@@ -43,7 +43,7 @@ def _document() -> bytes:
 
 
 app = create_app(router, title="Margin: status", version=__version__, description=__doc__ or "")
-# Of this function's application and not of its router: the local server has pages of its own, and the document is not about itself.
+# Not on the router: the local server has such pages of its own, and the document is not about itself.
 app.add_route(DOCUMENT_PATH, get_document, methods=["GET"], include_in_schema=False)
 app.add_route("/docs", get_docs, methods=["GET"], include_in_schema=False)
 handler = http_handler(app)

@@ -11,6 +11,9 @@ layer=layers/margin/requirements.txt
 run=infra/local/requirements-run.txt
 dev=infra/local/requirements-dev.txt
 migrate=functions/migrate/requirements.txt
+# In an environment of its own: it pins what the others have newer.
+sam=infra/local/requirements-sam.txt
+lambda=infra/local/requirements-lambda.txt
 
 compile() {
     output=$1
@@ -29,6 +32,8 @@ compile_all() {
     compile "$folder/$run" pyproject.toml --extra local --constraint "$folder/$layer" "$@"
     compile "$folder/$dev" pyproject.toml --all-extras --constraint "$folder/$run" "$@"
     compile "$folder/$migrate" functions/migrate/requirements.in --constraint "$folder/$run" "$@"
+    compile "$folder/$sam" infra/local/requirements-sam.in "$@"
+    compile "$folder/$lambda" infra/local/requirements-lambda.in "$@"
 }
 
 case $action in
@@ -39,12 +44,12 @@ check)
     copy=$(mktemp -d)
     trap 'rm -rf "$copy"' EXIT
     mkdir -p "$copy/layers/margin" "$copy/infra/local" "$copy/functions/migrate"
-    for lock in "$layer" "$run" "$dev" "$migrate"; do
+    for lock in "$layer" "$run" "$dev" "$migrate" "$sam" "$lambda"; do
         cp "$lock" "$copy/$lock"
     done
     # What the compiler knows from last time is enough and needs no network; the first time it asks.
     compile_all "$copy" --offline 2>/dev/null || compile_all "$copy"
-    for lock in "$layer" "$run" "$dev" "$migrate"; do
+    for lock in "$layer" "$run" "$dev" "$migrate" "$sam" "$lambda"; do
         diff -u "$lock" "$copy/$lock" || {
             echo "$lock does not match pyproject.toml: run 'make lock' and commit the result." >&2
             exit 1

@@ -1,38 +1,18 @@
 #!/bin/sh
-# Runs the AWS SAM CLI: `sam.sh build`, `sam.sh local invoke ...`, from the repository's root, without telemetry.
-# It takes a recent `sam` on PATH, or installs the locked one into .venv-sam. A python3.13, which `sam build` needs, is put on
-# PATH: that of PYTHON313 (a program or its prefix), of PATH, or of pyenv or uv.
+# Runs the AWS SAM CLI from the repository's root, without telemetry: `sam.sh build --config-env local`.
+# It takes a recent `sam` on PATH, or installs the locked one into .venv-sam; `sam build` finds a python3.13 on PATH.
 set -eu
 
 cd "$(dirname "$0")/../.."
 lock=infra/local/requirements-sam.txt
 venv=.venv-sam
 stamp=$venv/margin-lock
-# Older ones do not read parameters from the files that samconfig.toml names.
+# Older ones cannot read parameters from files, as samconfig.toml has it.
 minor_version_min=150
 
-fail() {
-    echo "sam.sh: $*" >&2
-    exit 1
-}
-
-# A shim may print an error, and a Python without pip cannot build.
-is_python313() {
-    "$1" -c 'import sys, pip; sys.exit(sys.version_info[:2] != (3, 13))' >/dev/null 2>&1
-}
-
-find_python() {
-    if [ -n "${PYTHON313:-}" ]; then
-        for python in "$PYTHON313" "$PYTHON313/bin/python3.13"; do
-            is_python313 "$python" && return
-        done
-        fail "PYTHON313=$PYTHON313 is no Python 3.13 with pip."
-    fi
-    for python in python3.13 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.13*/bin/python3.13 \
-        "${UV_PYTHON_INSTALL_DIR:-$HOME/.local/share/uv/python}"/cpython-3.13*/bin/python3.13; do
-        is_python313 "$python" && return
-    done
-    fail "Python 3.13 with pip is needed to build for Lambda and none was found: install it, or name one with PYTHON313=/path/to/python3.13."
+# The lock and the folder: the programs of an environment know where it stands.
+state() {
+    { pwd -P; cat "$lock"; } | cksum
 }
 
 is_recent() {
@@ -40,25 +20,41 @@ is_recent() {
     [ "${minor:-0}" -ge "$minor_version_min" ]
 }
 
-# The lock and the folder: the programs of an environment know where it stands.
-state() {
-    { pwd -P; cat "$lock"; } | cksum
-}
-
 install() {
     [ "$(cat "$stamp" 2>/dev/null)" = "$(state)" ] && "$venv/bin/python" -c '' 2>/dev/null && return
     echo "Installing the AWS SAM CLI into $venv" >&2
-    "$python" -m venv --clear "$venv" || fail "$python cannot make an environment (Debian, Ubuntu: apt install python3.13-venv)."
+    "$python" -m venv --clear "$venv"
+    # With bytecode: without, each command would take two seconds more.
     PIP_USER=0 "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-input --no-deps \
-        --only-binary :all: --require-hashes --requirement "$lock" >&2
+        --only-binary :all: --require-hashes --compile --requirement "$lock" >&2
     state >"$stamp"
 }
 
-find_python
-[ "$python" = python3.13 ] || PATH=$(dirname "$python"):$PATH
+machine() {
+    case $(uname -m) in
+    arm64 | aarch64) echo arm64 ;;
+    *) echo x86_64 ;;
+    esac
+}
+
+python=$(sh infra/local/python313.sh) || exit $?
+PATH=$(dirname "$python"):$PATH
 export PATH SAM_CLI_TELEMETRY=0
-# What a calling make or Python hands down is not meant for the layer's own Makefile.
+# SAM reads the one name alone, the AWS CLI the other one too.
+[ -z "${AWS_REGION:-}" ] || export AWS_DEFAULT_REGION="$AWS_REGION"
+# What a calling make or Python hands down is not for the Makefile of the layer.
 unset PYTHON MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL PYTHONPATH PYTHONHOME
+
+case ${1:-} in
+build | local | validate)
+    # None of these needs an account: asking who one is takes seconds, and `local` would hand the credentials to the containers.
+    unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_SECURITY_TOKEN AWS_PROFILE AWS_DEFAULT_PROFILE
+    export AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_CONFIG_FILE=/dev/null AWS_EC2_METADATA_DISABLED=true
+    # Among the parameters of the environment `local` in samconfig.toml.
+    mkdir -p .aws-sam
+    echo "Architecture: $(machine)" >.aws-sam/machine.yaml
+    ;;
+esac
 
 if is_recent sam; then
     exec sam "$@"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -15,7 +16,7 @@ from margin_local.servers import EmbeddedValkey
 from tests.actions import buy, deposit, mark
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     import redis
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     Query = Callable[..., list[tuple[Any, ...]]]
 
 PROMISED_S = 3.0
+CONNECTIONS = 8
 
 
 @contextlib.contextmanager
@@ -112,3 +114,92 @@ async def test_postgresql_frozen_after_a_connection_was_kept_leaves_the_trade_pe
     assert query("select id from trades") == [(outcome.event_id,)]
     replay = await buy(engine, 1, "0.1", "50000", key="mine")
     assert (replay.event_id, replay.final, replay.replayed) == (outcome.event_id, True, True)
+
+
+@contextlib.asynccontextmanager
+async def _neighbours() -> AsyncIterator[list[bytes]]:
+    """Open a connection to an echo every few milliseconds, use it and keep it; yields what the echo answered."""
+    answers: list[bytes] = []
+    kept: list[asyncio.StreamWriter] = []
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kept.append(writer)
+        writer.write(await reader.read(1))
+
+    async def knock(port: int) -> None:
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            kept.append(writer)
+            writer.write(b"?")
+            answers.append(await asyncio.wait_for(reader.read(1), 1))
+            await asyncio.sleep(0.005)
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    knocking = asyncio.ensure_future(knock(server.sockets[0].getsockname()[1]))
+    try:
+        yield answers
+        assert not knocking.done()
+    finally:
+        knocking.cancel()
+        await asyncio.gather(knocking, return_exceptions=True)
+        for writer in kept:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        server.close()
+        await server.wait_closed()
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[dict[str, Any]]]:
+    """Collect what the event loop would log: errors that nobody awaits."""
+    complaints: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    try:
+        yield complaints
+    finally:
+        loop.set_exception_handler(None)
+
+
+async def test_statements_that_run_into_their_deadline_at_once_leave_every_other_connection_alone(
+    make_engine: MakeEngine, query: Query
+) -> None:
+    opener = await make_engine()
+    await mark(opener, "50000")
+    for account_id in range(1, 2 * CONNECTIONS + 1):
+        await deposit(opener, account_id, "100000")
+    engine = await make_engine(
+        opened=False, app_name="frozen", postgres_timeout_s=0.4, postgres_connections_max=CONNECTIONS
+    )
+
+    async def trade(account_ids: range) -> list[bool]:
+        """Trade for all accounts at once; which of the trades are final."""
+        trades = [asyncio.ensure_future(buy(engine, account_id, "0.1", "50000")) for account_id in account_ids]
+        _, hung = await asyncio.wait(trades, timeout=PROMISED_S)
+        for one in hung:
+            one.cancel()
+        assert not hung
+        return [one.result().final for one in trades]
+
+    first, second = range(1, CONNECTIONS + 1), range(CONNECTIONS + 1, 2 * CONNECTIONS + 1)
+    assert all(await trade(first))
+    pids = [pid for (pid,) in query("select pid from pg_stat_activity where application_name = 'frozen'")]
+    assert len(pids) == CONNECTIONS
+    with frozen(*pids), _complaints() as complaints:
+        async with _neighbours() as answers:
+            # The first take the frozen connections; the second wait for those to come back, and open new ones.
+            on_frozen = asyncio.ensure_future(trade(first))
+            await asyncio.sleep(0.05)
+            on_new = asyncio.ensure_future(trade(second))
+            finals = await asyncio.gather(on_frozen, on_new)
+            await engine.margin.account_margin(1)
+        assert [set(final) for final in finals] == [{False}, {True}]
+        assert set(answers) == {b"?"}
+        async with asyncio.timeout(PROMISED_S), contextlib.AsyncExitStack() as stack:
+            for _ in range(CONNECTIONS):
+                await stack.enter_async_context(engine.history_store.reserve())
+    assert complaints == []
+    assert (await opener.drain.drain()).waiting_accounts == 0
+    assert all(await trade(first))
+    assert query("select count(*) from trades") == [(4 * CONNECTIONS,)]

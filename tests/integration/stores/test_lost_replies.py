@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from margin.caller import NOBODY, Caller
 from margin.clients import account_redis
-from margin.errors import OutcomeUnknownError, PostgresUnavailableError
+from margin.errors import OutcomeUnknownError, OutsidePriceBandError, PostgresUnavailableError
 from tests.actions import buy, deposit, mark
 from tests.integration.stores.hot_state import hot_state
 from tests.proxy import Proxy
@@ -92,6 +93,46 @@ async def test_redis_gone_at_the_commit_is_an_unknown_outcome_whose_key_finds_ou
     assert outcome.replayed is (marker_is_lost == "reply")
     assert outcome.final
     assert query("select id from trades") == [(outcome.event_id,)]
+
+
+async def _trade_whose_commit_is_held_back_while_the_price_moves(
+    make_engine: MakeEngine, redis_proxy: Proxy, key: str | None
+) -> tuple[Engine, str]:
+    """Send a trade whose commit is on its way for longer than anybody waits, and which a second decision refuses."""
+    direct = await make_engine()
+    await _ready(direct)
+    engine = await make_engine(opened=False, redis_port=redis_proxy.port, redis_timeout_s=0.3)
+    await engine.margin.account_margin(1)
+    redis_proxy.hold_back(COMMIT)
+    trade = asyncio.ensure_future(buy(engine, 1, "0.1", "50000", key=key))
+    await redis_proxy.held.wait()
+    await mark(direct, "70000")
+    with pytest.raises(OutcomeUnknownError) as caught:
+        await trade
+    return direct, caught.value.detail.rpartition("Idempotency-Key: ")[2]
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_commit_that_arrives_late_was_not_refused_and_its_key_finds_out(
+    make_engine: MakeEngine, redis_proxy: Proxy, query: Query, key: str | None
+) -> None:
+    engine, named = await _trade_whose_commit_is_held_back_while_the_price_moves(make_engine, redis_proxy, key)
+    assert key in {None, named}
+    assert (await engine.margin.account_margin(1)).positions == ()
+    await redis_proxy.deliver()
+    outcome = await buy(engine, 1, "0.1", "50000", key=named)
+    assert (outcome.final, outcome.replayed) == (True, True)
+    assert outcome.result["position"] == {"symbol": "BTC-PERP", "quantity": "0.1", "entry_price": "50000"}
+    assert query("select id from trades") == [(outcome.event_id,)]
+
+
+async def test_commit_that_never_arrives_is_refused_when_its_key_asks_again(
+    make_engine: MakeEngine, redis_proxy: Proxy, query: Query
+) -> None:
+    engine, named = await _trade_whose_commit_is_held_back_while_the_price_moves(make_engine, redis_proxy, "mine")
+    with pytest.raises(OutsidePriceBandError):
+        await buy(engine, 1, "0.1", "50000", key=named)
+    assert query("select count(*) from trades") == [(0,)]
 
 
 async def test_lost_reply_of_the_clean_up_is_cleaned_up_on_a_new_connection(

@@ -108,3 +108,10 @@ def test_commands_without_an_account_get_no_credentials(machine: Machine) -> Non
     secret = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_PROFILE": "work"}
     assert machine.run("infra/local/sam.sh", "local", "invoke", **secret).stdout == "none\n"
     assert machine.run("infra/local/sam.sh", "deploy", **secret).stdout == "AKIAEXAMPLE\n"
+
+
+def test_the_region_is_known_to_sam_under_either_name(machine: Machine) -> None:
+    machine.add("python3.13", f'[ "$1" = -c ] && echo {sys.executable}')
+    machine.add("sam", '[ "$1" = --version ] && echo "SAM CLI, version 1.160.1" || echo "$AWS_DEFAULT_REGION"')
+    assert machine.run("infra/local/sam.sh", "deploy", AWS_REGION="eu-central-1").stdout == "eu-central-1\n"
+    assert machine.run("infra/local/sam.sh", "deploy", AWS_DEFAULT_REGION="eu-west-1").stdout == "eu-west-1\n"

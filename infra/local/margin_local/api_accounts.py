@@ -1,0 +1,117 @@
+"""The demo's accounts through the API itself, for an engine that runs in containers.
+
+``python -m margin_local.api_accounts http://127.0.0.1:3000 --process 4711`` waits until the API is healthy or its
+process has ended, opens the accounts unless the engine holds anything else, and calls each function once: containers
+are made at the first call, and that takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+
+from margin_local.demo.engine_client import EngineClient
+from margin_local.demo.engine_process import EngineError
+from margin_local.demo_accounts import DEPOSITS, MARK_PRICES
+
+HEALTHY_S_MAX = 90.0
+_POLL_S = 0.5
+_TIMEOUT_S = 30.0
+
+
+def wait_until_healthy(client: EngineClient, *, process_id: int) -> None:
+    """Ask for /health until it is well.
+
+    Raises
+    ------
+    EngineError
+        The process ended, or the API is not healthy in `HEALTHY_S_MAX` seconds.
+    """
+    end = time.monotonic() + HEALTHY_S_MAX
+    while True:
+        try:
+            client.check_health()
+        except EngineError:
+            if time.monotonic() > end or not _is_running(process_id):
+                raise
+        else:
+            return
+        time.sleep(_POLL_S)
+
+
+def open_accounts(client: EngineClient) -> bool:
+    """Mark the demo's symbol, then open its accounts; a missing one says that this was never done, or cut off.
+
+    Each deposit has a key, so that nothing is deposited twice.
+
+    Returns
+    -------
+    bool
+        Whether it did.
+
+    Raises
+    ------
+    EngineError
+        The engine refused.
+    """
+    report = json.loads(_get(f"{client.url}/margin-report?limit=10"))
+    present = {account["account_id"] for account in report["accounts_detail"]}
+    if present - DEPOSITS.keys() or present >= DEPOSITS.keys():
+        return False
+    answers = [client.set_mark_price(symbol, str(price)) for symbol, price in MARK_PRICES.items()]
+    answers += [client.deposit(account, str(amount), f"demo-{account}") for account, amount in DEPOSITS.items()]
+    for answer in answers:
+        if not answer.accepted:
+            raise EngineError(f"{client.url} answers {answer.status} {answer.code}: {answer.body.get('detail', '')}")
+    return True
+
+
+def call_each_function(client: EngineClient) -> None:
+    """Call those that opening the accounts did not, and change nothing: an empty trade is refused."""
+    client.trade({}, "none")
+    client.set_mark_price("", "")
+    _get(f"{client.url}/liquidations?limit=1")
+    # Unknown where the accounts are others than the demo's.
+    with contextlib.suppress(urllib.error.HTTPError):
+        _get(f"{client.url}/positions/{min(DEPOSITS)}")
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - the caller's own address
+        content: bytes = answer.read()
+    return content
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except OSError:
+        return False
+    return True
+
+
+def main() -> int:
+    """Wait, open the accounts, warm the functions."""
+    parser = argparse.ArgumentParser(description="Open the demo's accounts through the API.")
+    parser.add_argument("url")
+    parser.add_argument("--process", metavar="PID", type=int, required=True, help="who serves the API")
+    arguments = parser.parse_args()
+    client = EngineClient(arguments.url)
+    try:
+        wait_until_healthy(client, process_id=arguments.process)
+        open_accounts(client)
+        call_each_function(client)
+    except (EngineError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
