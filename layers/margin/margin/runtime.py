@@ -1,8 +1,8 @@
 """The composition root: the only module that knows which client serves which port.
 
 An execution environment has one `Engine`, made when it is first asked for. Every part of it is made when first used,
-and no part opens a connection before it is needed: an import costs no round trip, and a snapshot of the process holds
-no socket.
+and imported then where not nearly all functions use it. No part opens a connection before it is needed: an import costs
+no round trip, and a snapshot of the process holds no socket.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from margin import observability
 from margin.clients.account_redis import AccountRedisClient
 from margin.clients.base_redis import make_redis
 from margin.clients.credentials import postgres_password
-from margin.clients.liquidation_queue import LiquidationQueue
 from margin.clients.market_redis import MarketRedisClient
-from margin.clients.partition_redis import PartitionRedisClient
 from margin.config import Settings
-from margin.services.drain import DrainService
-from margin.services.funds import FundsService
 from margin.services.healing import HealingService
-from margin.services.health import HealthService
-from margin.services.history import HistoryService
 from margin.services.journal import Journal
 from margin.services.liquidation import LiquidationService
-from margin.services.margin import MarginService
-from margin.services.marks import MarkPriceService
-from margin.services.opening import OpeningService
-from margin.services.report import ReportService
-from margin.services.trading import TradingService
 
 if TYPE_CHECKING:
+    from margin.clients.partition_redis import PartitionRedisClient
     from margin.clients.postgres import PostgresClient
+    from margin.services.drain import DrainService
+    from margin.services.funds import FundsService
+    from margin.services.health import HealthService
+    from margin.services.history import HistoryService
+    from margin.services.margin import MarginService
+    from margin.services.marks import MarkPriceService
+    from margin.services.opening import OpeningService
+    from margin.services.report import ReportService
+    from margin.services.trading import TradingService
 
 
 OPENING_TIMEOUT_S = 30.0
@@ -70,7 +69,7 @@ class Engine:
     @cached_property
     def history_store(self) -> PostgresClient:
         """PostgreSQL; its driver is imported only by those who come here."""
-        from margin.clients.postgres import PostgresClient  # noqa: PLC0415
+        from margin.clients.postgres import PostgresClient
 
         return PostgresClient(self.settings)
 
@@ -87,6 +86,8 @@ class Engine:
     @cached_property
     def partitions(self) -> PartitionRedisClient:
         """Markers in Redis."""
+        from margin.clients.partition_redis import PartitionRedisClient
+
         return PartitionRedisClient(self._opening_redis, self.settings.partitions)
 
     # --- use cases ---
@@ -94,21 +95,29 @@ class Engine:
     @cached_property
     def trading(self) -> TradingService:
         """Trades."""
+        from margin.services.trading import TradingService
+
         return TradingService(self._journal, self.liquidations)
 
     @cached_property
     def funds(self) -> FundsService:
         """Deposits and withdrawals."""
+        from margin.services.funds import FundsService
+
         return FundsService(self._journal, self.liquidations)
 
     @cached_property
     def margin(self) -> MarginService:
         """Margin of one account."""
+        from margin.services.margin import MarginService
+
         return MarginService(self.accounts)
 
     @cached_property
     def report(self) -> ReportService:
         """The margin report."""
+        from margin.services.report import ReportService
+
         settings = self.settings
         return ReportService(
             self.accounts, self.market, ttl_s=settings.report_ttl_s, accounts_max=settings.report_accounts_max
@@ -117,6 +126,9 @@ class Engine:
     @cached_property
     def marks(self) -> MarkPriceService:
         """Mark prices."""
+        from margin.clients.liquidation_queue import LiquidationQueue
+        from margin.services.marks import MarkPriceService
+
         settings = self.settings
         queue = LiquidationQueue(settings.liquidations_queue_url) if settings.liquidations_queue_url else None
         return MarkPriceService(
@@ -135,21 +147,30 @@ class Engine:
     @cached_property
     def history(self) -> HistoryService:
         """Trade and liquidation history."""
+        from margin.services.history import HistoryService
+
         return HistoryService(self.history_store)
 
     @cached_property
     def health(self) -> HealthService:
         """Whether the stores can be used."""
+        from margin.services.health import HealthService
+
         return HealthService(self.partitions, self.history_store)
 
     @cached_property
     def drain(self) -> DrainService:
         """Pending events."""
+        from margin.services.drain import DrainService
+
         return DrainService(self.accounts, self.history_store, self._journal)
 
     @cached_property
     def opening(self) -> OpeningService:
         """Opens partitions; all its clients connect whatever the markers say, because it is who writes them."""
+        from margin.services.drain import DrainService
+        from margin.services.opening import OpeningService
+
         partitions = self.settings.partitions
         accounts = AccountRedisClient(self._opening_redis, partitions)
         market = MarketRedisClient(self._opening_redis, partitions)
@@ -168,7 +189,7 @@ class Engine:
     @cached_property
     def _opening_history(self) -> PostgresClient:
         """PostgreSQL for work in pages, which no caller waits for."""
-        from margin.clients.postgres import PostgresClient  # noqa: PLC0415
+        from margin.clients.postgres import PostgresClient
 
         return PostgresClient(dataclasses.replace(self.settings, postgres_timeout_s=OPENING_TIMEOUT_S))
 

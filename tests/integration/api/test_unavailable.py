@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,8 @@ from margin_local.servers import ports
 from tests.integration.api.exchange import assert_problem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.integration.api.exchange import Exchange
 
 ORDER = {"account_id": 1, "symbol": "BTC-PERP", "side": "BUY", "quantity": "0.1", "price": "50000"}
@@ -83,3 +86,39 @@ def test_health_names_both_stores_when_both_are_down(exchange: Exchange) -> None
     detail = refused(exchange, BOTH["health"], "REDIS_UNAVAILABLE")
     assert "Redis" in detail
     assert "PostgreSQL" in detail
+
+
+@contextlib.contextmanager
+def read_only_postgres(exchange: Exchange) -> Iterator[None]:
+    """Go on with an engine whose connections are those to a replica."""
+    name = exchange.settings.postgres_database
+    exchange.stores.postgres.execute(f"alter database {name} set default_transaction_read_only = on")
+    try:
+        exchange.restart()
+        yield
+    finally:
+        exchange.stores.postgres.execute(f"alter database {name} reset default_transaction_read_only")
+
+
+def test_with_a_read_only_postgres_a_trade_is_accepted_and_not_final(exchange: Exchange) -> None:
+    with read_only_postgres(exchange):
+        reply = exchange.call("POST", "/trade", ORDER, headers={"Idempotency-Key": "mine"})
+        assert reply.status == 202, reply.text
+    exchange.restart()
+    again = exchange.call("POST", "/trade", ORDER, headers={"Idempotency-Key": "mine"})
+    assert (again.status, again.json["trade_id"]) == (200, reply.json["trade_id"])
+    assert exchange.stores.rows()["trades"] == 1
+
+
+def test_health_names_a_postgres_that_is_read_only(exchange: Exchange) -> None:
+    with read_only_postgres(exchange):
+        assert "read-only" in refused(exchange, BOTH["health"], "POSTGRES_UNAVAILABLE")
+
+
+@pytest.mark.parametrize("name", ["trade", "deposit", "withdrawal", "mark price"])
+def test_with_a_redis_that_refuses_to_write_nothing_is_executed(exchange: Exchange, name: str) -> None:
+    exchange.stores.redis.config_set("min-replicas-to-write", 1)
+    try:
+        assert "Redis" in refused(exchange, (STATE | BOTH)[name], "REDIS_UNAVAILABLE")
+    finally:
+        exchange.stores.redis.config_set("min-replicas-to-write", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -63,3 +64,15 @@ async def test_call_on_connections_to_postgresql_that_died_unseen_succeeds(
     )
     assert ended
     await CALLS[name](used)
+
+
+async def test_connections_to_postgresql_that_were_kept_beside_a_dead_one_are_closed_and_not_dropped(
+    used: Engine, query: Query
+) -> None:
+    account_ids = range(2, 6)
+    await asyncio.gather(*(deposit(used, account_id, "1") for account_id in account_ids))
+    kept = used.history_store._pool._idle
+    assert len(kept) > 1
+    query("select pg_terminate_backend(%(pid)s, 5000)", pid=kept[-1].info.backend_pid)
+    # One that is dropped while it is open warns, and a warning is an error here.
+    assert (await deposit(used, 1, "1")).final

@@ -15,7 +15,9 @@ import psycopg
 import pytest
 import redis
 
+from margin.clients import postgres
 from margin.clients.postgres import PostgresClient
+from margin.clients.postgres_pool import PostgresPool
 from margin.errors import (
     HistoryForkError,
     IdempotencyKeyReusedError,
@@ -234,6 +236,86 @@ async def test_nothing_is_committed_while_an_opening_is_under_way_even_on_connec
     assert (await opener.opening.open()).opened == [0]
     assert tried
     assert store.hget("balances", "1") == "2"
+
+
+async def test_server_that_is_replaced_by_an_empty_one_while_it_is_opened_is_not_vouched_for(
+    make_engine: MakeEngine, own_valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await make_engine(redis_port=own_valkey.port)
+    await _trade_a_while(engine)
+    with _client(own_valkey) as client:
+        client.delete("marker")
+    counted = engine.opening._accounts.size
+
+    async def count_and_replace(partition: int) -> int:
+        """Count what is compared; then, all being well, another server takes its place."""
+        held = await counted(partition)
+        with _client(own_valkey) as client:
+            client.flushall()
+        _kill_and_restart(own_valkey)
+        await engine._opening_redis.connection_pool.disconnect()
+        return held
+
+    monkeypatch.setattr(engine.opening._accounts, "size", count_and_replace)
+    await engine.opening.open()
+    monkeypatch.undo()
+    assert await engine.opening.needed() == [0]
+    await _assert_not_loaded(engine)
+    report = await engine.opening.open()
+    assert (report.opened, report.accounts, report.loaded) == ([0], 3, 3)
+    assert await engine.opening.needed() == []
+    await engine.close()
+
+
+@pytest.fixture
+def keys_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
+    """Return a list that fills with the accounts whose live keys are read from history, and the keys."""
+    read: list[tuple[int, list[str]]] = []
+    execute = PostgresPool.execute
+
+    async def watched(self: PostgresPool, connection: Any, query: str, parameters: Any) -> Any:
+        rows = await execute(self, connection, query, parameters)
+        if query == postgres._LIVE_KEYS:
+            read.append((parameters.get("account_id", 0), [row["key"] for row in rows]))
+        return rows
+
+    monkeypatch.setattr(PostgresPool, "execute", watched)
+    return read
+
+
+async def test_live_keys_are_read_for_accounts_that_differ_only(
+    engine: Engine, store: redis.Redis, keys_read: list[tuple[int, list[str]]]
+) -> None:
+    for account_id in range(1, 6):
+        await deposit(engine, account_id, "10", key=f"first-{account_id}")
+        await deposit(engine, account_id, "10", key=f"second-{account_id}")
+    store.delete("marker")
+    assert (await engine.opening.open()).loaded == 0
+    assert keys_read == []
+    store.delete("marker")
+    store.hdel("versions", "3")
+    assert (await engine.opening.open()).loaded == 1
+    assert keys_read == [(3, ["second-3", "first-3"])]
+
+
+async def test_newest_live_keys_alone_are_put_back_and_the_others_are_recalled_when_they_come(
+    engine: Engine,
+    store: redis.Redis,
+    query: Query,
+    keys_read: list[tuple[int, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres, "LIVE_KEYS_MAX", 2)
+    outcomes = {key: await deposit(engine, 1, "10", key=key) for key in ("a", "b", "c", "d")}
+    store.flushall()
+    await engine.opening.open()
+    assert keys_read == [(1, ["d", "c"])]
+    assert set(store.scan_iter("idempotency:*")) == {"idempotency:1:c", "idempotency:1:d"}
+    for key, outcome in outcomes.items():
+        again = await deposit(engine, 1, "10", key=key)
+        assert (again.event_id, again.final, again.replayed) == (outcome.event_id, True, True)
+    assert store.hget("balances", "1") == "40"
+    assert query("select count(*) from events") == [(4,)]
 
 
 async def test_two_openings_at_once_open_once(make_engine: MakeEngine, query: Query) -> None:

@@ -55,6 +55,26 @@ async def test_account_that_history_takes_too_long_over_does_not_hinder_the_othe
     assert list(exchange.history_store.chains) == [1, 2]
 
 
+async def test_account_that_cannot_be_healed_now_does_not_hinder_the_others(exchange: Exchange) -> None:
+    await deposit(exchange, 1, "1", key="old")
+    del exchange.redis.keys[1, "old"]
+    exchange.faults.take_down("history.append", NO_HISTORY)
+    await deposit(exchange, 1, "1", key="old")
+    exchange.faults.bring_up("history.append")
+    left = {account_id: await _leave_behind(exchange, account_id, 1) for account_id in (2, 3)}
+
+    def disturb() -> None:
+        exchange.redis.accounts[1].version += "0"
+
+    exchange.faults.call("accounts.load.before", disturb, times=5)
+    report = await exchange.drain.drain()
+    assert (report.stored, report.accounts, report.waiting_accounts) == (2, 3, 1)
+    assert {account_id: exchange.history_store.event_ids(account_id) for account_id in left} == left
+    report = await exchange.drain.drain()
+    assert (report.stored, report.waiting_accounts) == (0, 0)
+    assert exchange.redis.accounts[1].account.balance == 1
+
+
 async def test_more_events_than_are_shown_at_once_are_all_stored(exchange: Exchange) -> None:
     left = await _leave_behind(exchange, 1, 450)
     report = await exchange.drain.drain()

@@ -10,12 +10,14 @@ import pytest
 from margin.domain.instrument import Instrument, Tier
 from margin.errors import (
     NoMarkPriceError,
+    OutcomeUnknownError,
     PostgresUnavailableError,
     QueueUnavailableError,
     RedisUnavailableError,
     StateNotLoadedError,
 )
 from margin.observability import MetricName, counted
+from margin.services import marks
 from margin.services.liquidation import Verdict
 from tests.actions import BTC, ETH, buy, deposit, mark, sell
 from tests.fakes import Exchange
@@ -186,6 +188,18 @@ async def test_lost_reply_of_a_liquidation_is_settled_and_it_happens_once(exchan
     assert _types(exchange).count("LIQUIDATION") == 1
 
 
+async def test_liquidation_that_is_not_called_for_any_more_after_a_lost_commit_is_unknown(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    await _set(exchange, "39000")
+    exchange.faults.fail("accounts.commit.before", DOWN)
+    exchange.faults.skip("accounts.read.before", times=3)
+    exchange.faults.call("accounts.read.before", lambda: _set(exchange, "50000"))
+    with pytest.raises(OutcomeUnknownError):
+        await exchange.liquidations.evaluate(1)
+    assert await exchange.liquidations.evaluate(1) is Verdict.ANCHORED
+    assert _types(exchange) == ["DEPOSIT", "TRADE"]
+
+
 async def test_price_is_stored_though_the_evaluation_fails_and_the_scan_comes_back(exchange: Exchange) -> None:
     await _longs(exchange, "14000", "14000")
     exchange.faults.take_down("history", NO_HISTORY)
@@ -222,7 +236,100 @@ async def test_account_whose_marks_are_all_stale_stays_undecided_and_crossed(exc
     assert (await mark(exchange, "20000")).liquidated == (1,)
 
 
+def _work(exchange: Exchange) -> dict[str, int]:
+    """How often an evaluation has read and anchored until now, and how often it was counted."""
+    calls = exchange.faults.calls
+    evaluated = int(counted(MetricName.ACCOUNTS_EVALUATED))
+    return {"read": calls["accounts.read"], "anchored": calls["accounts.anchor"], "evaluated": evaluated}
+
+
+async def _evaluate(exchange: Exchange) -> tuple[Verdict, dict[str, int]]:
+    """Evaluate account 1, and say what it took."""
+    before = _work(exchange)
+    verdict = await exchange.liquidations.evaluate(1)
+    return verdict, {name: times - before[name] for name, times in _work(exchange).items()}
+
+
+async def test_account_with_exactly_its_maintenance_margin_is_undecided_after_a_second_look(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    await _set(exchange, "40000")
+    assert await _evaluate(exchange) == (Verdict.UNDECIDED, {"read": 2, "anchored": 1, "evaluated": 1})
+    assert (await mark(exchange, "40000")).at_risk == 1
+    assert (await mark(exchange, "39999.99999999")).liquidated == (1,)
+
+
+async def test_healthy_account_with_only_stale_marks_is_undecided_after_a_second_look(exchange: Exchange) -> None:
+    exchange.redis.instruments[BTC] = Instrument(BTC, mark_max_age_s=10, version=1)
+    await _longs(exchange, "20000")
+    exchange.clock.advance(11)
+    assert await _evaluate(exchange) == (Verdict.UNDECIDED, {"read": 2, "anchored": 1, "evaluated": 1})
+    assert (await mark(exchange, "50000")).at_risk == 1
+    assert (await mark(exchange, "50000")).at_risk == 0
+
+
+async def test_account_below_maintenance_with_only_stale_marks_is_undecided_after_a_second_look(
+    exchange: Exchange,
+) -> None:
+    exchange.redis.instruments[BTC] = Instrument(BTC, mark_max_age_s=10, version=1)
+    await _longs(exchange, "10000")
+    await _set(exchange, "20000")
+    exchange.clock.advance(11)
+    # One more read is that of the write path, which finds nothing that it may close.
+    assert await _evaluate(exchange) == (Verdict.UNDECIDED, {"read": 3, "anchored": 0, "evaluated": 1})
+
+
+async def test_account_whose_symbol_has_no_mark_is_undecided_at_once(exchange: Exchange) -> None:
+    await _longs(exchange, "14000")
+    del exchange.redis.marks[BTC]
+    assert await _evaluate(exchange) == (Verdict.UNDECIDED, {"read": 1, "anchored": 0, "evaluated": 1})
+
+
 # --- more than one call evaluates
+
+
+async def _crossed_with_a_slow_history(exchange: Exchange, accounts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open positions that a price of 39000 crosses, and make each liquidation take longer than a call may."""
+    await _longs(exchange, *["14000"] * accounts)
+    monkeypatch.setattr(marks, "EVALUATION_BUDGET_S", 0.1)
+    exchange.faults.call("history.append.before", lambda: asyncio.sleep(0.12), times=accounts)
+
+
+async def test_accounts_that_the_time_of_a_call_does_not_suffice_for_are_queued(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exchange = await Exchange(crossed_inline_max=20, crossed_queued_max=24).open()
+    await _crossed_with_a_slow_history(exchange, 24, monkeypatch)
+    started_s = asyncio.get_running_loop().time()
+    outcome = await mark(exchange, "39000")
+    assert asyncio.get_running_loop().time() - started_s < 0.24
+    assert exchange.queue is not None
+    # The most urgent ones at once; then those whose turn did not come, then those that were never meant to have one.
+    named = [int(name) for name in sorted((str(account_id) for account_id in range(1, 25)), reverse=True)]
+    assert (outcome.at_risk, sorted(outcome.liquidated), exchange.queue.sent) == (24, sorted(named[:8]), named[8:])
+
+
+async def test_accounts_that_the_time_of_a_call_does_not_suffice_for_are_left_to_the_scan_where_there_is_no_queue(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _crossed_with_a_slow_history(exchange, 12, monkeypatch)
+    outcome = await mark(exchange, "39000")
+    assert (outcome.at_risk, len(outcome.liquidated)) == (12, 8)
+    exchange.faults.skip("history.append.before", times=4)
+    report = await exchange.liquidations.scan()
+    assert sorted([*outcome.liquidated, *report.liquidated]) == list(range(1, 13))
+
+
+async def test_accounts_that_an_outage_leaves_are_queued() -> None:
+    exchange = await Exchange(crossed_inline_max=20, crossed_queued_max=20).open()
+    await _longs(exchange, *["14000"] * 12)
+    exchange.faults.take_down("history", NO_HISTORY)
+    outcome = await mark(exchange, "39000")
+    assert exchange.queue is not None
+    assert (outcome.at_risk, outcome.liquidated, len(exchange.queue.sent)) == (12, (), 4)
+
+
+def test_time_of_a_mark_prices_call_leaves_room_for_its_last_evaluations() -> None:
+    assert marks.EVALUATION_BUDGET_S <= 2
 
 
 async def test_accounts_beyond_those_evaluated_at_once_are_queued() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +21,7 @@ from margin.errors import (
     OutcomeUnknownError,
     OutsidePriceBandError,
     PostgresUnavailableError,
+    RedisRefusedError,
     RedisUnavailableError,
     StateNotLoadedError,
     UnknownAccountError,
@@ -31,9 +33,13 @@ from margin.services.trading import SYMBOLS_PER_ACCOUNT_MAX
 from tests.actions import BTC, ETH, buy, deposit, mark, sell
 from tests.fakes import Exchange
 
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
 LOST = RedisUnavailableError("The reply was lost.")
 DOWN = RedisUnavailableError("Redis is down.")
 NO_HISTORY = PostgresUnavailableError("PostgreSQL is down.")
+REFUSING = RedisRefusedError("Redis is out of memory.")
 RESTARTED = StateNotLoadedError("The server was restarted.")
 
 
@@ -296,6 +302,80 @@ async def test_callers_own_key_is_named_when_the_outcome_is_unknown(exchange: Ex
         await buy(exchange, 1, "0.1", "50000", key="mine")
 
 
+async def _move_out_of_the_band(exchange: Exchange) -> None:
+    await exchange.market.set_marks({BTC: Decimal(70000)}, crossed_max=0)
+
+
+async def _take_the_money_away(exchange: Exchange) -> None:
+    hot = exchange.redis.accounts[1]
+    hot.account = hot.account.with_balance_change(Decimal(-9999))
+
+
+async def _pause(exchange: Exchange) -> None:
+    exchange.redis.controls[ENGINE_CONTROL] = str(ControlState.PAUSED)
+
+
+async def _forget_the_account(exchange: Exchange) -> None:
+    del exchange.redis.accounts[1]
+
+
+@pytest.mark.parametrize("change", [_move_out_of_the_band, _take_the_money_away, _pause, _forget_the_account])
+async def test_refusal_after_a_lost_commit_is_unknown_because_that_may_still_arrive(
+    exchange: Exchange, change: Callable[[Exchange], Awaitable[None]]
+) -> None:
+    exchange.faults.fail("accounts.commit.before", LOST)
+    exchange.faults.skip("accounts.read.before", times=2)
+    exchange.faults.call("accounts.read.before", lambda: change(exchange))
+    with pytest.raises(OutcomeUnknownError, match=r"Idempotency-Key: mine$"):
+        await buy(exchange, 1, "0.1", "50000", key="mine")
+
+
+@pytest.mark.parametrize(
+    ("step", "passes", "error"),
+    [
+        ("accounts.read.before", 2, DOWN),
+        pytest.param("accounts.read.before", 2, RESTARTED),
+        pytest.param("accounts.commit.before", 0, REFUSING),
+        pytest.param("accounts.commit.before", 0, RESTARTED),
+    ],
+    ids=["down", "restarted", "refusing the commit", "restarted at the commit"],
+)
+async def test_store_that_fails_after_a_lost_commit_leaves_it_unknown(
+    exchange: Exchange, step: str, passes: int, error: Exception
+) -> None:
+    exchange.faults.fail("accounts.commit.before", LOST)
+    exchange.faults.skip(step, times=passes)
+    exchange.faults.fail(step, error)
+    with pytest.raises(OutcomeUnknownError, match=r"Idempotency-Key: mine$"):
+        await buy(exchange, 1, "0.1", "50000", key="mine")
+    assert (await buy(exchange, 1, "0.1", "50000", key="mine")).final
+    assert _trades(exchange) == ["0.1"]
+
+
+async def test_contention_after_a_lost_commit_is_unknown(exchange: Exchange) -> None:
+    def disturb() -> None:
+        version = exchange.redis.accounts[1].version
+        exchange.redis.accounts[1].version = f"{version}0"
+
+    exchange.faults.call("accounts.commit.before", disturb)
+    exchange.faults.fail("accounts.commit.before", LOST)
+    exchange.faults.call("accounts.commit.before", disturb, times=COMMIT_ATTEMPTS_MAX - 2)
+    commits = exchange.faults.calls["accounts.commit"]
+    with pytest.raises(OutcomeUnknownError, match=r"Idempotency-Key: mine$"):
+        await buy(exchange, 1, "0.1", "50000", key="mine")
+    assert exchange.faults.calls["accounts.commit"] - commits == COMMIT_ATTEMPTS_MAX
+
+
+async def test_commit_that_redis_refuses_is_refused_at_once_and_writes_nothing(exchange: Exchange) -> None:
+    before = exchange.redis.save()
+    exchange.faults.fail("accounts.commit.before", REFUSING)
+    commits = exchange.faults.calls["accounts.commit"]
+    with pytest.raises(RedisRefusedError):
+        await buy(exchange, 1, "0.1", "50000")
+    assert exchange.faults.calls["accounts.commit"] - commits == 1
+    assert exchange.redis.save() == before
+
+
 async def test_redis_down_before_the_commit_writes_nothing(exchange: Exchange) -> None:
     exchange.faults.take_down("accounts", DOWN)
     with pytest.raises(RedisUnavailableError):
@@ -488,6 +568,26 @@ async def test_trade_whose_trigger_is_crossed_at_the_commit_is_evaluated_at_once
     exchange.faults.call(
         "accounts.commit.before", lambda: exchange.market.set_marks({BTC: Decimal(44000)}, crossed_max=0)
     )
+    outcome = await buy(exchange, 1, "1", "50000")
+    assert (outcome.crossed, outcome.final) == (True, True)
+    types = [link.body["type"] for link in exchange.history_store.chains[1]]
+    assert types == ["DEPOSIT", "TRADE", "LIQUIDATION"]
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["by asking", "by sending it again"])
+async def test_trade_whose_reply_was_lost_and_whose_trigger_is_crossed_is_evaluated_at_once(
+    exchange: Exchange, asked: bool
+) -> None:
+    exchange.faults.call(
+        "accounts.commit.before", lambda: exchange.market.set_marks({BTC: Decimal(44000)}, crossed_max=0)
+    )
+    exchange.faults.fail("accounts.commit.after", LOST)
+    if not asked:
+        # The record of the key is not to be seen yet: as if the commit had been on its way meanwhile.
+        records = exchange.redis.keys
+        exchange.faults.skip("accounts.read.before")
+        exchange.faults.call("accounts.read.before", lambda: setattr(exchange.redis, "keys", {}))
+        exchange.faults.call("accounts.read.before", lambda: setattr(exchange.redis, "keys", records))
     outcome = await buy(exchange, 1, "1", "50000")
     assert (outcome.crossed, outcome.final) == (True, True)
     types = [link.body["type"] for link in exchange.history_store.chains[1]]

@@ -10,8 +10,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Any
 
-from redis.credentials import CredentialProvider
-
+from margin.clients.redis_driver import CredentialProvider
 from margin.errors import SecretUnavailableError
 
 if TYPE_CHECKING:

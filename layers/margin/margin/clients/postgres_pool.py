@@ -121,7 +121,8 @@ class PostgresPool:
     def forget_idle(self) -> None:
         """Close the kept connections: where one of them was found dead, the others are as old."""
         while self._idle:
-            self._idle.pop().pgconn.finish()
+            connection = self._idle.pop()
+            connection.pgconn.finish()
 
     async def close(self) -> None:
         """Close the kept connections in good order."""
