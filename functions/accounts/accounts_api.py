@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fastapi import Response
-
 from margin import __version__
 from margin.contract.accounts import MoneyAnswer, MoneyRequest
 from margin.errors import (
@@ -18,6 +16,7 @@ from margin.http import (
     AccountIdPath,
     CallerOf,
     IdempotencyKey,
+    Response,
     Router,
     create_app,
     executed,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fastapi import Response
-
 from margin import __version__
 from margin.contract.trade import TradeAnswer, TradeRequest
 from margin.errors import (
@@ -20,6 +18,7 @@ from margin.http import (
     WRITE_PROBLEMS,
     CallerOf,
     IdempotencyKey,
+    Response,
     Router,
     create_app,
     executed,

@@ -1,8 +1,9 @@
 """`make bench`: what the engine costs, as ratios taken in one run on real servers.
 
-- A trade next to its floor: the same round trips (three scripts, one durable insert) with nothing in them. - A mark
-price that crosses nobody, with few accounts and with many: it must not grow with accounts. Next to it the scan of all
-accounts.
+- A trade next to its floor: the same round trips (three scripts, one durable insert) with nothing in them.
+- A mark price that crosses nobody, with few accounts and with many: it must not grow with accounts. Next to it the scan
+  of all accounts.
+- Cold starts and warm invocations of every built function, next to their floors (`cold_start`).
 
 Absolute times depend on the machine and its neighbours; the ratios are what to compare.
 """
@@ -30,6 +31,7 @@ from margin.ports import HistoryAccount
 from margin.runtime import Engine
 from margin_local.servers import EmbeddedPostgres, EmbeddedValkey
 from migrate_schema import migrate
+from tests.benchmarks import cold_start
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -140,6 +142,8 @@ def main() -> None:
         finally:
             valkey.stop()
             postgres.stop()
+    print()
+    cold_start.main()
 
 
 if __name__ == "__main__":

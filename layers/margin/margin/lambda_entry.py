@@ -9,6 +9,9 @@ FastAPI and Mangum are imported only when an HTTP handler is built: scheduled an
 
 from __future__ import annotations
 
+from margin.loading import loaded  # first, before all that takes long
+
+# isort: split
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -145,6 +148,7 @@ def queue_handler(
 
 def _invocation(answer: Callable[[Event, Any], Result]) -> Callable[[Event, Any], Result]:
     """Wrap what every invocation needs: the loop in place, ids in each log line, metrics flushed whatever happens."""
+    loaded()
 
     @logger.inject_lambda_context(clear_state=True, log_event=False)
     def handler(event: Event, context: LambdaContext) -> Result:

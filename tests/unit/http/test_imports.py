@@ -37,6 +37,12 @@ def test_the_http_layer_loads_no_store_and_no_aws_client() -> None:
     assert {"fastapi", "mangum"} <= both, "or this test sees nothing"
 
 
+@pytest.mark.parametrize("module", ["trade_api", "liquidation_scan_handler", "liquidate_handler"])
+def test_the_garbage_collector_works_once_a_function_is_loaded(module: str) -> None:
+    code = f"import gc, margin.loading; assert not gc.isenabled(); import {module}; assert gc.isenabled()"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
 def test_the_handler_works_in_a_process_of_its_own_after_asyncio_run() -> None:
     code = """
 import asyncio

@@ -12,17 +12,13 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
 from margin.clients import keys
 from margin.clients.credentials import RedisCredentials
-from margin.clients.redis_driver import (
-    BlockingConnectionPool,
-    Connection,
-    NoBackoff,
-    Redis,
-    Retry,
-    SSLConnection,
-    exceptions,
-)
 from margin.errors import RedisRefusedError, RedisTimeoutError, RedisUnavailableError, StateNotLoadedError
 
 if TYPE_CHECKING:

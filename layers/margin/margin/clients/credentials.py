@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from typing import TYPE_CHECKING, Any
 
-from margin.clients.redis_driver import CredentialProvider
+from redis.credentials import CredentialProvider
+
 from margin.errors import SecretUnavailableError
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 1
 _ATTEMPTS = 2
+_making = threading.Lock()
+"""Both stores ask at a cold start, each in its thread: boto3 makes one client at a time, and one is enough."""
 
 
 @functools.cache
@@ -42,8 +46,10 @@ def read_secret(name: str, ttl_s: int) -> dict[str, Any]:
         TransformParameterError,
     )
 
+    with _making:
+        secrets = _secrets()
     try:
-        secret = _secrets().get(name, max_age=ttl_s, transform="json")
+        secret = secrets.get(name, max_age=ttl_s, transform="json")
     except (GetParameterError, TransformParameterError) as error:
         message = "A secret of the engine cannot be read."
         raise SecretUnavailableError(message) from error

@@ -20,6 +20,11 @@
 the one mapping of errors to answers, ``app`` the application around it all.
 """
 
+import margin.loading  # noqa: F401 - first, before all that takes long
+
+# isort: split
+from fastapi import Response
+
 from margin.http.app import CallerOf, Router, create_app
 from margin.http.outcome import executed, outcome
 from margin.http.problem import STORE_PROBLEMS, WRITE_PROBLEMS, Problem, problem_response, problems, request_id
@@ -65,6 +70,7 @@ __all__ = [
     "Problem",
     "Quantity",
     "Request",
+    "Response",
     "Router",
     "SideText",
     "Symbol",
