@@ -1,9 +1,9 @@
 """A few kept connections to PostgreSQL, each call on them bounded in time.
 
 A Lambda execution environment is frozen between invocations, so a pool with tasks of its own has no place here:
-connections are opened when asked for, kept when they come back sound, and closed by their deadline. Cancelling a task
-that waits for a frozen server takes the driver ten seconds more; closing the connection under it does not, so that is
-what a deadline does.
+connections are opened when asked for, kept when they come back sound, and hung up by their deadline. Cancelling a task
+that waits for a frozen server takes the driver ten seconds more; shutting the socket down under it does not, so that
+is what a deadline does.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ class MarkPriceService:
     crossed_queued_max : int
         How many crossed accounts of each symbol one call sees to at all; the scan sees to the others.
     queue : LiquidationQueue or None
-        Takes those beyond ``crossed_inline_max``; without one they are all evaluated before the call answers.
+        Takes those beyond ``crossed_inline_max``, and those for whom no time was left. Without one all are evaluated
+        before the call answers, as long as there is time; the scan sees to the rest.
     """
 
     def __init__(
