@@ -1,0 +1,1 @@
+platforms := manylinux_2_28_aarch64 manylinux2014_aarch64
