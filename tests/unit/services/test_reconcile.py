@@ -1,0 +1,127 @@
+"""The service on tables and keys in memory: pages, second looks, cycles. What it finds is tried on real stores."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+
+from margin.observability import MetricName, counted, flush_metrics
+from margin.services.audit_cycle import Cycle, Stage
+from margin.services.reconcile import DIFFERENCES_MAX, PageSizes, ReconcileService
+from tests.actions import buy, deposit, mark
+from tests.fakes.audit import FakeHistoryAudit, FakeHotAudit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from margin.ports.audit import HotAccount
+    from tests.fakes import Exchange
+
+START_US = 1_700_000_000_000_000
+
+
+async def stores(exchange: Exchange, *, accounts: int = 3) -> tuple[FakeHistoryAudit, FakeHotAudit]:
+    await mark(exchange, "50000")
+    for account_id in range(1, accounts + 1):
+        await deposit(exchange, account_id, "10000")
+        await buy(exchange, account_id, "0.1", "50000")
+    return FakeHistoryAudit(exchange.history_store), FakeHotAudit(exchange.redis)
+
+
+def times(calls: int) -> Callable[[], bool]:
+    left = itertools.count(calls, -1)
+    return lambda: next(left) > 0
+
+
+async def test_difference_that_a_second_look_does_not_find_does_not_count(exchange: Exchange) -> None:
+    history, _ = await stores(exchange)
+
+    class Moved(FakeHotAudit):
+        """Shows an older state of account 2 the first time."""
+
+        looks = 0
+
+        async def accounts(self, account_ids: Sequence[int], pending_max: int) -> dict[int, HotAccount]:
+            found = await super().accounts(account_ids, pending_max)
+            self.looks += 1
+            return {**found, 2: dataclasses.replace(found[2], balance="1")} if self.looks == 1 else found
+
+    moved = Moved(exchange.redis)
+    report = await ReconcileService(history, moved).reconcile()
+    assert (report.differences, report.accounts, moved.looks) == ([], 3, 2)
+
+
+async def test_differences_are_counted_beyond_those_that_are_listed(exchange: Exchange) -> None:
+    flush_metrics()
+    history, hot = await stores(exchange, accounts=DIFFERENCES_MAX + 5)
+    for keys in hot.keys.values():
+        keys.balance = "1"
+    report = await ReconcileService(history, hot).reconcile()
+    assert (len(report.differences), report.differences_count) == (DIFFERENCES_MAX, DIFFERENCES_MAX + 5)
+    assert counted(MetricName.RECONCILE_DIFFERENCES) == DIFFERENCES_MAX + 5
+
+
+async def test_no_time_at_all_is_no_progress_and_no_harm(exchange: Exchange) -> None:
+    history, hot = await stores(exchange)
+    report = await ReconcileService(history, hot).reconcile(keep_going=lambda: False)
+    assert (report.accounts, report.complete, report.unverified, hot.saved) == (0, False, [], "")
+
+
+async def test_chain_that_does_not_fit_into_what_is_left_is_begun_anew(exchange: Exchange) -> None:
+    history, hot = await stores(exchange)
+    service = ReconcileService(history, hot, PageSizes(batch_events=2, events=1))
+    # Account 1 takes three questions after the first: its two events, and that there are no more.
+    first = await service.reconcile(keep_going=times(6))
+    assert (first.accounts, first.events, first.unverified) == (1, 2, [])
+    second = await service.reconcile(keep_going=times(1000))
+    assert (second.accounts, second.events, second.unverified, second.complete) == (2, 4, [], True)
+
+
+async def test_empty_exchange_is_sound(exchange: Exchange) -> None:
+    service = ReconcileService(FakeHistoryAudit(exchange.history_store), FakeHotAudit(exchange.redis))
+    report = await service.reconcile()
+    assert (report.accounts, report.differences, report.complete) == (0, [], True)
+
+
+async def test_age_grows_until_a_cycle_is_complete(exchange: Exchange) -> None:
+    history, hot = await stores(exchange)
+    service = ReconcileService(history, hot, PageSizes(accounts=1))
+    assert (await service.reconcile()).complete
+    hot.now_us += 60_000_000
+    partial = await service.reconcile(keep_going=times(3))
+    assert not partial.complete
+    assert 60 <= partial.age_s < 61
+    complete = await service.reconcile()
+    assert complete.complete
+    assert complete.age_s < 1
+
+
+@pytest.mark.parametrize(
+    "cycle",
+    [
+        Cycle(START_US),
+        Cycle(START_US, START_US - 5, Stage.ACCOUNTS, (7, 9)),
+        Cycle(START_US, None, Stage.PARTITIONS, (3,)),
+        Cycle(START_US, None, Stage.LEDGER, (1, 2, 3)),
+    ],
+)
+def test_cycle_is_resumed_as_it_was_written(cycle: Cycle) -> None:
+    assert Cycle.resume(cycle.text(), START_US + 1) == cycle
+
+
+def test_cycle_that_is_done_is_followed_by_one_that_knows_it() -> None:
+    cycle = Cycle(START_US)
+    cycle.enter(Stage.DONE)
+    assert Cycle.resume(cycle.text(), START_US + 1) == Cycle(START_US + 1, START_US)
+    assert cycle.age_s(START_US + 2_000_000) == 2.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "[]", "{}", '{"started_us": 1, "verified_us": null, "stage": "ledger", "place": [1], "total": "0"}'],
+)
+def test_cycle_that_cannot_be_read_is_followed_by_a_new_one(text: str) -> None:
+    assert Cycle.resume(text, START_US) == Cycle(START_US)
