@@ -1,0 +1,104 @@
+"""One process of the engine: the services as `margin.runtime` wires them, with parts that a test may replace."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from margin.services.controls import ControlService
+from margin.services.drain import DrainService
+from margin.services.funds import FundsService
+from margin.services.healing import HealingService
+from margin.services.journal import Journal
+from margin.services.liquidation import LiquidationService
+from margin.services.mark_records import MarkRecordService
+from margin.services.marks import MarkPriceService
+from margin.services.opening import Layout, OpeningService
+from margin.services.rebuilding import RebuildService
+from margin.services.scan import ScanService
+from margin.services.trading import TradingService
+from tests.simulation.clockwork import Process
+from tests.simulation.stores import KEY_TTL_S, Reached, Stores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from margin.domain.event import AcknowledgedBy
+    from margin.services.drain import DrainReport
+
+
+_PAGE = 2
+"""So few accounts that an opening has several pages to be broken off between."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parts:
+    """What the engine is made of; a test of the simulation puts a defective part in place of a sound one."""
+
+    journal: type[Journal] = Journal
+    healing: type[HealingService] = HealingService
+    drain: type[DrainService] = DrainService
+    opening_drain: type[DrainService] = DrainService
+    opening: type[OpeningService] = OpeningService
+    healed_accounts: Callable[[Any], Any] = lambda accounts: accounts
+
+
+SOUND = Parts()
+
+
+class Engine(Process):
+    """One process."""
+
+    def __init__(self, name: str, stores: Stores, acknowledged_by: AcknowledgedBy, parts: Parts) -> None:
+        super().__init__(name)
+        self._stores = stores
+        self._parts = parts
+        self._acknowledged_by = acknowledged_by
+        self._reached = reached = Reached.by(self, stores)
+        self.healing = parts.healing(parts.healed_accounts(reached.accounts), reached.market)
+        journal = self._journal(reached.accounts, self.healing)
+        self.controls = ControlService(reached.switch_records, reached.switches)
+        self.liquidations = LiquidationService(reached.accounts, reached.market, journal)
+        self.trading = TradingService(journal, self.liquidations)
+        self.funds = FundsService(journal, self.liquidations)
+        self.marks = MarkPriceService(reached.market, self.liquidations, crossed_inline_max=100, crossed_queued_max=0)
+        self.scans = ScanService(reached.accounts, reached.market, self.liquidations, sweep_cycle_s=0)
+        self.mark_records = MarkRecordService(reached.market, reached.history)
+        self.drain = parts.drain(reached.accounts, reached.history, journal, self.healing, self.controls)
+        layout = self._layout(stores.redis.partitions)
+        self.opening = parts.opening(
+            layout, reached.history, self._layout, compared_per_page=_PAGE, rebuilt_per_page=_PAGE
+        )
+        self.rebuilding = RebuildService(layout, reached.history, self.opening)
+
+    async def journal_drain(self) -> DrainReport:
+        """Do what the function of that name does on its schedule."""
+        await self.opening.open()
+        await self.controls.align()
+        report = await self.drain.drain()
+        await self.drain.compare_recent(report)
+        await self.mark_records.save()
+        return report
+
+    def _journal(self, accounts: Any, healing: HealingService) -> Journal:
+        return self._parts.journal(
+            accounts,
+            self._reached.history,
+            healing,
+            idempotency_ttl_s=KEY_TTL_S,
+            acknowledged_by=self._acknowledged_by,
+        )
+
+    def _layout(self, partitions: int) -> Layout:
+        reached = self._reached
+        accounts = reached.unchecked_accounts(self._stores, partitions)
+        healing = self._parts.healing(self._parts.healed_accounts(accounts), reached.market)
+        journal = self._journal(accounts, healing)
+        return Layout(
+            partitions=reached.partitions,
+            accounts=accounts,
+            market=reached.market,
+            healing=healing,
+            controls=self.controls,
+            drain=self._parts.opening_drain(accounts, reached.history, journal, healing, self.controls),
+        )
