@@ -1,4 +1,4 @@
-"""On a schedule: look at every account and liquidate those whose equity fell below maintenance margin."""
+"""On a schedule: evaluate everyone whom a mark in force crosses, and sweep some accounts without the index."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RESERVE_S = 3.0
 
 
 async def scan(_event: dict[str, Any]) -> dict[str, Any]:
-    """Scan once; the answer says how many accounts were seen and who was liquidated."""
-    report = await engine().liquidations.scan(keep_going=lambda: remaining_s() > RESERVE_S)
+    """Scan once; the answer says how many accounts were crossed and swept, and who was liquidated."""
+    report = await engine().scans.scan(keep_going=lambda: remaining_s() > RESERVE_S)
     measure(GaugeName.MARK_AGE, report.oldest_mark_age_s)
     result = dataclasses.asdict(report)
-    logger.info("liquidation_scan", **{**result, "liquidated": len(report.liquidated)})
+    logger.info("liquidation_scan", **{**result, "liquidated": len(report.liquidated), "missed": len(report.missed)})
     return result
 
 

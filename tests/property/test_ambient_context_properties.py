@@ -23,7 +23,7 @@ from margin.domain.risk import (
     calculate_maintenance_margin_required,
     liquidation_assessment,
 )
-from margin.domain.safe_zone import triggers
+from margin.domain.safe_zone import covers, triggers
 from margin.errors import MarginError
 from tests.property.strategies import Book, Side, books, prices, quantities, sides, solvent_books
 
@@ -89,6 +89,7 @@ def calculations(book: Book, side: Side, quantity: Decimal, price: Decimal) -> l
         lambda: withdraw(account, quantity, market),
         lambda: liquidate(account, market),
         lambda: triggers(account, market),
+        lambda: covers(account, market, triggers(account, market)),
     ]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from decimal import Decimal
 
 from hypothesis import assume, given, settings
@@ -8,8 +9,15 @@ from hypothesis import strategies as st
 
 from margin.domain.decimals import round_down, round_up
 from margin.domain.risk import assess, liquidation_price
-from margin.domain.safe_zone import Trigger, TriggerSide, triggers
+from margin.domain.safe_zone import Trigger, TriggerSide, covers, triggers
 from tests.property.strategies import Book, at_prices, books, prices, solvent_books
+from tests.property.trigger_indexes import (
+    PRICE_MAX,
+    excess,
+    freezing_the_others,
+    furthest_uncrossed,
+    rounding_the_wrong_way,
+)
 
 UNIT = Decimal("0.00000001")
 
@@ -85,3 +93,118 @@ def test_every_position_has_one_trigger_and_those_of_a_doubtful_account_are_alwa
         long = book.account.positions[symbol].quantity > 0
         assert trigger.side is (TriggerSide.FLOOR if long else TriggerSide.CEILING)
         assert trigger.is_crossed(Decimal(999999999999) if long else UNIT) is doubtful
+
+
+# --- the test of the index
+
+
+def corner(held: dict[str, Trigger]) -> dict[str, Decimal]:
+    """Where all prices stand at their triggers; at 0 where none reaches it."""
+    return {symbol: Decimal(0 if math.isinf(held[symbol].score) else held[symbol].score) for symbol in held}
+
+
+def brink(book: Book, held: dict[str, Trigger]) -> dict[str, Decimal]:
+    """Prices that cross nothing and hurt the most; where nothing watches a position they are as bad as can be."""
+    prices = {}
+    for symbol, position in book.account.positions.items():
+        side = TriggerSide.FLOOR if position.quantity > 0 else TriggerSide.CEILING
+        trigger = held.get(symbol)
+        if trigger is not None and trigger.side is side:
+            prices[symbol] = furthest_uncrossed(trigger)
+        else:
+            prices[symbol] = UNIT if side is TriggerSide.FLOOR else PRICE_MAX
+    assert not any(symbol in prices and trigger.is_crossed(prices[symbol]) for symbol, trigger in held.items())
+    return prices
+
+
+def assert_found_out(book: Book, held: dict[str, Trigger]) -> None:
+    """Show that an index is wrong, by a move that ruins the account unseen, and that this is noticed."""
+    assume(excess(book.account, book.market, brink(book, held)) < 0)
+    assert not covers(book.account, book.market, held)
+
+
+@settings(deadline=None, max_examples=150)
+@given(books(may_be_stale=True))
+def test_triggers_of_any_account_cover_it(book: Book) -> None:
+    assert covers(book.account, book.market, triggers(book.account, book.market))
+
+
+@settings(deadline=None, max_examples=150)
+@given(solvent_books(), st.data())
+def test_triggers_cover_the_account_wherever_prices_go_that_cross_none(book: Book, data: st.DataObject) -> None:
+    held = triggers(book.account, book.market)
+    for _ in range(3):
+        moved = data.draw(moves(held))
+        assume(all(price > 0 and not held[symbol].is_crossed(price) for symbol, price in moved.items()))
+        market = at_prices(book.market, moved)
+        assert covers(book.account, market, held)
+        assert excess(book.account, market, moved) >= 0
+    assert excess(book.account, book.market, brink(book, held)) >= 0
+
+
+@settings(deadline=None, max_examples=150)
+@given(solvent_books(), st.data())
+def test_trigger_moved_beyond_what_is_sound_is_found_to_the_last_step(book: Book, data: st.DataObject) -> None:
+    held = triggers(book.account, book.market)
+    finite = [symbol for symbol, trigger in held.items() if math.isfinite(trigger.score)]
+    assume(finite)
+    moved = held[data.draw(st.sampled_from(finite))]
+    towards = 0.0 if moved.side is TriggerSide.FLOOR else math.inf
+    step, tampered = 1, held
+    while excess(book.account, book.market, brink(book, tampered)) >= 0:
+        assert covers(book.account, book.market, tampered) is (
+            excess(book.account, book.market, corner(tampered)) >= 0
+        ), step
+        further = moved.score + math.copysign(math.ulp(moved.score) * step, towards - moved.score)
+        assume(0 < further < math.inf)
+        tampered = {**held, moved.symbol: replace(moved, score=further)}
+        step *= 2
+    assert step > 1
+    assert not covers(book.account, book.market, tampered)
+
+
+@settings(deadline=None, max_examples=100)
+@given(solvent_books(), st.data())
+def test_missing_trigger_is_found(book: Book, data: st.DataObject) -> None:
+    held = triggers(book.account, book.market)
+    missing = data.draw(st.sampled_from(sorted(held)))
+    assert_found_out(book, {symbol: trigger for symbol, trigger in held.items() if symbol != missing})
+
+
+@settings(deadline=None, max_examples=100)
+@given(solvent_books(), st.data())
+def test_trigger_on_the_wrong_side_is_found(book: Book, data: st.DataObject) -> None:
+    held = triggers(book.account, book.market)
+    symbol = data.draw(st.sampled_from(sorted(held)))
+    long = book.account.positions[symbol].quantity > 0
+    turned = Trigger(symbol, TriggerSide.CEILING if long else TriggerSide.FLOOR, math.inf if long else -math.inf)
+    assert_found_out(book, {**held, symbol: turned})
+
+
+@settings(deadline=None, max_examples=100)
+@given(solvent_books(tiers_max=1))
+def test_index_that_freezes_the_other_symbols_is_found(book: Book) -> None:
+    assume(len(book.account.positions) > 1)
+    assert_found_out(book, freezing_the_others(book.account, book.market))
+
+
+@settings(deadline=None, max_examples=100)
+@given(solvent_books(tiers_max=1))
+def test_index_that_rounds_the_wrong_way_is_found(book: Book) -> None:
+    held = rounding_the_wrong_way(book.account, book.market)
+    assert_found_out(book, held)
+
+
+@settings(deadline=None, max_examples=100)
+@given(books(positions_min=1))
+def test_account_with_a_trigger_that_is_always_crossed_is_covered_if_none_is_missing(book: Book) -> None:
+    held = {
+        symbol: Trigger(symbol, TriggerSide.FLOOR, -math.inf)
+        if position.quantity > 0
+        else Trigger(symbol, TriggerSide.CEILING, math.inf)
+        for symbol, position in book.account.positions.items()
+    }
+    symbol = next(iter(held))
+    always = replace(held[symbol], score=-held[symbol].score)
+    assert covers(book.account, book.market, {**held, symbol: always})
+    assert not covers(book.account, book.market, {symbol: always}) or len(held) == 1

@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, InvalidOperation, localcontext
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from margin.domain.decimals import double_down, double_up, exact
 from margin.domain.risk import assess
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from margin.domain.account import Account
     from margin.domain.instrument import Instrument
     from margin.domain.market import Market
     from margin.domain.position import Position
 
-__all__ = ["Trigger", "TriggerSide", "triggers"]
+__all__ = ["Trigger", "TriggerSide", "covers", "triggers"]
+
+# Whatever double stands in the index: the widest sum is of 309 digits before the point and 1,074 after it, times an
+# amount and a rate.
+_CORNER: Final = Context(prec=2000, traps=[Inexact, InvalidOperation])
 
 
 class TriggerSide(StrEnum):
@@ -43,6 +49,11 @@ class Trigger:
     symbol: str
     side: TriggerSide
     score: float
+
+    @property
+    def is_always_crossed(self) -> bool:
+        """Whether any price crosses it."""
+        return self.score == (math.inf if self.side is TriggerSide.FLOOR else -math.inf)
 
     def is_crossed(self, price: Decimal) -> bool:
         """Compare a price as the store does: as doubles, the trigger itself included."""
@@ -80,6 +91,54 @@ def triggers(account: Account, market: Market) -> dict[str, Trigger]:
         symbol: _trigger(position, market.mark_price(symbol), slack, exposure)
         for symbol, position in account.positions.items()
     }
+
+
+def covers(account: Account, market: Market, held: Mapping[str, Trigger]) -> bool:
+    """Tell whether the index cannot miss an account that has these triggers: what it is for, tested after the fact.
+
+    Either there is nothing to liquidate, or one of them is always crossed, so that every scan evaluates the account; or
+    every joint move up to the triggers leaves it with the maintenance margin that it needs. H falls with every move
+    against a position, so it is lowest where all prices are at their triggers: one exact calculation there says it of
+    all moves, whatever the marks are now.
+
+    Parameters
+    ----------
+    account : Account
+    market : Market
+        Instruments, read at one moment with the triggers; its marks do not matter.
+    held : mapping of str to Trigger
+        Triggers of the account as the index has them, by symbol.
+    """
+    if not all(_is_guarded(position, held.get(symbol)) for symbol, position in account.positions.items()):
+        return False
+    if not account.positions or any(held[symbol].is_always_crossed for symbol in account.positions):
+        return True
+    with localcontext(_CORNER):
+        slack = account.balance
+        for symbol, position in account.positions.items():
+            score = held[symbol].score
+            if math.isinf(score) and position.quantity < 0:
+                return False
+            # A floor of minus infinity: the price falls to 0 and no further.
+            price = Decimal(0) if math.isinf(score) else Decimal(score)
+            slack += _slack_at(position, market.instrument(symbol), price)
+        return slack >= 0
+
+
+def _is_guarded(position: Position, trigger: Trigger | None) -> bool:
+    """Whether a position has a trigger on the side from which prices hurt it."""
+    return trigger is not None and (trigger.side is TriggerSide.FLOOR) is (position.quantity > 0)
+
+
+def _slack_at(position: Position, instrument: Instrument, price: Decimal) -> Decimal:
+    """Calculate what a position adds to H at a price, exactly: q * p - c - MM."""
+    notional = abs(position.quantity) * price
+    # Rates rise with the tiers, so margin is the highest of the tiers' lines.
+    margin = max(
+        tier.maintenance_rate * notional - amount
+        for tier, amount in zip(instrument.tiers, instrument.maintenance_amounts, strict=True)
+    )
+    return position.quantity * price - position.entry_cost - margin
 
 
 def _steepest_slope(position: Position, instrument: Instrument) -> Decimal:

@@ -8,6 +8,7 @@ import math
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from margin.domain.controls import liquidation_put_off_by
 from margin.domain.decimals import plain
 from margin.domain.event import EventType
 from margin.domain.liquidation import LiquidationResult, liquidate
@@ -20,12 +21,11 @@ from margin.services.journal import Decision, Journal, Outcome, WriteRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from margin.domain.market import Mark, Market
-    from margin.ports import AccountRow, AccountStore, AccountView, MarketStore
+    from margin.domain.market import Mark
+    from margin.ports import AccountStore, AccountView, MarketStore
 
 _ANCHOR_ATTEMPTS_MAX = 5
 _EVALUATIONS_AT_ONCE = 8
-_MICROSECONDS_PER_S = 1_000_000
 
 
 class Verdict(StrEnum):
@@ -34,30 +34,20 @@ class Verdict(StrEnum):
     LIQUIDATED = "liquidated"
     ANCHORED = "anchored"
     """Safe until a mark price crosses one of its triggers, or without positions."""
+    PUT_OFF = "put off"
+    """A pause switch forbids its liquidation; its triggers stay crossed as for one that is undecided."""
     UNDECIDED = "undecided"
     """Its triggers stay crossed: the next mark price or scan comes back to it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evaluations:
-    """Which accounts were liquidated, whose evaluation failed, and whose was not begun."""
+    """Which accounts were liquidated, whose liquidation was put off, whose evaluation failed, whose was not begun."""
 
     liquidated: list[int]
+    put_off: list[int]
     failed: list[int]
     left: list[int]
-
-
-@dataclasses.dataclass(slots=True)
-class ScanReport:
-    """What a scan did."""
-
-    accounts: int = 0
-    candidates: int = 0
-    liquidated: list[int] = dataclasses.field(default_factory=list)
-    unvalued: int = 0
-    failed: int = 0
-    oldest_mark_age_s: float = 0.0
-    complete: bool = True
 
 
 class LiquidationService:
@@ -80,22 +70,22 @@ class LiquidationService:
         """Evaluate one account: liquidate it, or anchor its triggers to the marks in force.
 
         The liquidation's key is made of the version that it is decided on, so that however many evaluate at once it
-        happens once; and it commits only at the very marks that it was decided on.
+        happens once; and it commits only at the very marks that it was decided on, and under the same pause switches.
 
         Raises
         ------
         ConflictError, UnavailableError
             Nothing was decided; the account's triggers stay crossed, so the next mark price or scan comes back to it.
         """
-        seen: tuple[str, Mapping[str, Mark]] | None = None
+        seen: tuple[str, Mapping[str, Mark], Mapping[str, str]] | None = None
         for _ in range(_ANCHOR_ATTEMPTS_MAX):
             view = await self._accounts.read(account_id)
             if view.account is None or not view.account.positions:
                 return Verdict.ANCHORED
             # Without any slack, or with a stale mark, triggers are crossed where they are: nothing new to decide.
-            if seen == (view.version, view.market.marks):
+            if seen == (view.version, view.market.marks, view.controls):
                 return Verdict.UNDECIDED
-            seen = (view.version, view.market.marks)
+            seen = (view.version, view.market.marks, view.controls)
             count(MetricName.ACCOUNTS_EVALUATED)
             try:
                 liquidatable = _is_liquidatable(view)
@@ -103,16 +93,12 @@ class LiquidationService:
                 logger.warning("account_not_valued", account_id=account_id, reason=error.detail)
                 return Verdict.UNDECIDED
             if liquidatable:
-                request = WriteRequest(
-                    account_id=account_id,
-                    fields={"operation": "liquidation", "version": view.version},
-                    key=f"~liquidation:{view.version}",
-                )
-                outcome = await self._journal.execute(request, _decide_for(view.version))
-                if outcome is not None:
-                    _record(account_id, outcome)
-                    return Verdict.LIQUIDATED
-            elif await self._accounts.anchor(account_id, view.version, triggers(view.account, view.market)) is False:
+                verdict = await self._liquidate(account_id, view)
+                if verdict is not None:
+                    return verdict
+                continue
+            anchors = triggers(view.account, view.market)
+            if await self._accounts.anchor(account_id, view.version, anchors, epoch=view.epoch) is False:
                 return Verdict.ANCHORED
         return Verdict.UNDECIDED
 
@@ -129,7 +115,7 @@ class LiquidationService:
         limit = asyncio.Semaphore(_EVALUATIONS_AT_ONCE)
         until_s = asyncio.get_running_loop().time() + budget_s
         down = asyncio.Event()
-        evaluations = Evaluations([], [], [])
+        evaluations = Evaluations([], [], [], [])
 
         async def one(account_id: int) -> None:
             async with limit:
@@ -137,8 +123,11 @@ class LiquidationService:
                     evaluations.left.append(account_id)
                     return
                 try:
-                    if await self.evaluate(account_id) is Verdict.LIQUIDATED:
+                    verdict = await self.evaluate(account_id)
+                    if verdict is Verdict.LIQUIDATED:
                         evaluations.liquidated.append(account_id)
+                    elif verdict is Verdict.PUT_OFF:
+                        evaluations.put_off.append(account_id)
                 except MarginError as error:
                     if isinstance(error, UnavailableError):
                         down.set()
@@ -148,54 +137,23 @@ class LiquidationService:
         await asyncio.gather(*(one(account_id) for account_id in dict.fromkeys(account_ids)))
         return evaluations
 
-    async def scan(self, *, keep_going: Callable[[], bool] = lambda: True) -> ScanReport:
-        """Look at every account once and evaluate those that are liquidatable.
-
-        Parameters
-        ----------
-        keep_going : callable
-            Asked between pages; False ends the scan early and says so in its report.
-
-        Raises
-        ------
-        UnavailableError
-        """
-        report = ScanReport()
-        await self._market.align_marks()
-        market = await self._market.market()
-        for partition in range(self._accounts.partitions):
-            cursor = "0"
-            while True:
-                page = await self._accounts.page(partition, cursor)
-                report.accounts += len(page.rows)
-                held = {symbol for row in page.rows for symbol in row.account.positions}
-                report.oldest_mark_age_s = max(report.oldest_mark_age_s, _oldest_age_s(held, market))
-                candidates = [row.account.account_id for row in page.rows if self._is_candidate(row, market, report)]
-                report.candidates += len(candidates)
-                evaluations = await self.evaluate_quietly(candidates)
-                report.liquidated += evaluations.liquidated
-                report.failed += len(evaluations.failed) + len(evaluations.left)
-                cursor = page.cursor
-                if cursor == "0":
-                    break
-                if not keep_going():
-                    report.complete = False
-                    return report
-        return report
-
-    def _is_candidate(self, row: AccountRow, market: Market, report: ScanReport) -> bool:
-        try:
-            return liquidation_assessment(row.account, market).liquidatable
-        except NoMarkPriceError:
-            # Opened after the marks were read, or marks were lost: the exact evaluation decides.
-            report.unvalued += 1
-            return True
-
-
-def _oldest_age_s(symbols: Iterable[str], market: Market) -> float:
-    """Age of the oldest mark price among those that positions are valued at."""
-    ages = (market.now_us - market.marks[symbol].stamp_us for symbol in symbols if symbol in market.marks)
-    return max(ages, default=0) / _MICROSECONDS_PER_S
+    async def _liquidate(self, account_id: int, view: AccountView) -> Verdict | None:
+        """Liquidate an account as it was read, unless a switch forbids it; None when it has changed since."""
+        put_off_by = None if view.account is None else liquidation_put_off_by(view.controls, view.account)
+        if put_off_by is not None:
+            count(MetricName.LIQUIDATIONS_PUT_OFF)
+            logger.warning("liquidation_put_off", account_id=account_id, control=put_off_by)
+            return Verdict.PUT_OFF
+        request = WriteRequest(
+            account_id=account_id,
+            fields={"operation": "liquidation", "version": view.version},
+            key=f"~liquidation:{view.version}",
+        )
+        outcome = await self._journal.execute(request, _decide_for(view.version))
+        if outcome is None:
+            return None
+        _record(account_id, outcome)
+        return Verdict.LIQUIDATED
 
 
 def _record(account_id: int, outcome: Outcome) -> None:
@@ -227,7 +185,7 @@ def _decide_for(version: str) -> Callable[[AccountView], Decision | None]:
     """Decide only about the very state that the key was made for."""
 
     def decide(view: AccountView) -> Decision | None:
-        if view.account is None or view.version != version:
+        if view.account is None or view.version != version or liquidation_put_off_by(view.controls, view.account):
             return None
         result = liquidate(view.account, view.market)
         if result is None or not result.closed:

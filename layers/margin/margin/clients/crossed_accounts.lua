@@ -1,0 +1,28 @@
+-- Accounts of which a mark in force crosses a trigger, of each symbol those that are crossed furthest, and the oldest stamp of a mark that has triggers.
+-- ARGV: partitions, how many accounts to name for each symbol, how many to pass over
+local problem = not_loaded(ARGV[1], '')
+if problem then
+  return {'NOT_LOADED', problem}
+end
+local named_max, passed = tonumber(ARGV[2]), tonumber(ARGV[3])
+local marks = redis.call('HGETALL', key('mark_prices'))
+local crossed, oldest = {}, nil
+for i = 1, #marks, 2 do
+  local floors, ceilings = key('triggers:' .. marks[i] .. ':floor'), key('triggers:' .. marks[i] .. ':ceiling')
+  local count = redis.call('ZCOUNT', floors, marks[i + 1], '+inf')
+  local named = {}
+  if count > passed then
+    named = redis.call('ZREVRANGEBYSCORE', floors, '+inf', marks[i + 1], 'LIMIT', passed, named_max)
+  end
+  local rest = math.max(0, passed - count)
+  for _, account_id in ipairs(redis.call('ZRANGEBYSCORE', ceilings, '-inf', marks[i + 1], 'LIMIT', rest, named_max - #named)) do
+    named[#named + 1] = account_id
+  end
+  if #named > 0 then
+    crossed[#crossed + 1] = {marks[i], named}
+  end
+  if redis.call('EXISTS', floors, ceilings) > 0 then
+    oldest = math.min(oldest or math.huge, tonumber(text(redis.call('HGET', key('mark_stamps'), marks[i]))) or 0)
+  end
+end
+return {'OK', crossed, oldest and string.format('%.0f', oldest) or '', now_us()}
