@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help run demo test test-aws check bench build sam-local sam-invoke sam-local-down deploy destroy lock openapi clean
+.PHONY: help run rebuild demo test test-aws check bench faults build sam-local sam-invoke sam-local-down deploy destroy lock openapi clean
 .PHONY: environment-run environment-dev
 SHELL := /bin/sh
 python := .venv/bin/python
@@ -16,6 +16,9 @@ help: ## List these commands
 
 run: environment-run ## Run the engine and its stores on this machine, until Ctrl-C
 	@exec $(python) -m margin_local
+
+rebuild: environment-run ## Make the state in Redis anew from PostgreSQL (ACCOUNT=42, PARTITION=3 or ALL=1), while make run runs or not
+	@exec $(python) -m margin_local.rebuild $(if $(ACCOUNT),--account "$(ACCOUNT)") $(if $(PARTITION),--partition "$(PARTITION)") $(if $(ALL),--all)
 
 demo: environment-run ## Trade through a falling market and show who is liquidated (PRICES=FILE: your own prices)
 	@exec $(python) -m margin_local.demo $(if $(PRICES),--prices "$(PRICES)")
@@ -37,6 +40,9 @@ check: environment-dev ## Check style, types, layers, and that the locks and the
 
 bench: environment-dev ## Measure latency, throughput and cold starts
 	@exec $(python) -m tests.benchmarks
+
+faults: environment-dev ## Kill, freeze and empty servers under load; nothing may be lost or doubled (ARGS="--scenario NAME": one of them)
+	@PYTHON_DOTENV_DISABLED=1 exec $(python) -m tests.faults $(ARGS)
 
 build: ## Build the functions and their layer for this machine, with the AWS SAM CLI
 	@sh infra/local/sam.sh build --config-env local

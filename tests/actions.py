@@ -10,6 +10,8 @@ from margin.domain.order import Order
 from margin.domain.position import Side
 
 if TYPE_CHECKING:
+    from margin.domain.controls import ControlState
+    from margin.services.controls import ControlOutcome, ControlService
     from margin.services.funds import FundsService
     from margin.services.journal import Outcome
     from margin.services.marks import MarkOutcome, MarkPriceService
@@ -22,6 +24,9 @@ ALICE = Caller(subject="alice", source_ip="192.0.2.1")
 
 class Services(Protocol):
     """What both have."""
+
+    @property
+    def controls(self) -> ControlService: ...
 
     @property
     def funds(self) -> FundsService: ...
@@ -57,3 +62,7 @@ async def sell(
 
 async def mark(services: Services, price: str, symbol: str = BTC) -> MarkOutcome:
     return await services.marks.set_marks({symbol: Decimal(price)})
+
+
+async def switch(services: Services, name: str, state: ControlState) -> ControlOutcome:
+    return await services.controls.set(name, state, "a test", ALICE)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from margin.domain.event import Event, EventType, StoredEvent, digest
+from margin.ports import ReadAt
+
+READ_AT = ReadAt(partition=0, partitions=1, epoch=2**20)
+"""As if read from Redis after every opening."""
 
 AT_US = 1_700_000_000_000_000
 

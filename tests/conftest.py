@@ -1,15 +1,18 @@
-"""Fixtures for all tests: a real Valkey and a real PostgreSQL, started at first use and stopped at the end."""
+"""Fixtures for all tests: a real Valkey and a real PostgreSQL, started at first use and stopped at the end; the log."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from margin.observability import logger
 from margin_local.servers import EmbeddedPostgres, EmbeddedValkey
 
 if TYPE_CHECKING:
@@ -41,6 +44,21 @@ def postgres_server(server_directory: Path) -> Iterator[EmbeddedPostgres]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def log() -> Iterator[list[dict[str, Any]]]:
+    """Yield the log lines as they are formatted, parsed."""
+    lines: list[dict[str, Any]] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(json.loads(logger.registered_formatter.format(record)))
+
+    collector = Collector()
+    logger.addHandler(collector)
+    yield lines
+    logging.getLogger(logger.name).removeHandler(collector)
 
 
 def _path(variable: str) -> Path | None:

@@ -114,8 +114,8 @@ deploy() {
     architecture=$(parameter Architecture)
     architecture=${architecture:-arm64}
     .venv/bin/python infra/release_digest.py --write .aws-sam/release.yaml
-    # The layer's Makefile cannot see the template's parameter.
-    MARGIN_ARCHITECTURE=$architecture sh infra/local/sam.sh build --config-env "$environment" --parameter-overrides "Architecture=$architecture"
+    # samconfig.toml has it among the parameters of the deployment alone.
+    sh infra/local/sam.sh build --config-env "$environment" --parameter-overrides "Architecture=$architecture"
     exec sh infra/local/sam.sh deploy --config-env "$environment" "$@"
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from margin.domain.event import AcknowledgedBy
+from margin.services.controls import ControlService
 from margin.services.drain import DrainService
 from margin.services.funds import FundsService
 from margin.services.healing import HealingService
@@ -10,10 +12,14 @@ from margin.services.history import HistoryService
 from margin.services.journal import Journal
 from margin.services.liquidation import LiquidationService
 from margin.services.margin import MarginService
+from margin.services.mark_records import MarkRecordService
 from margin.services.marks import MarkPriceService
-from margin.services.opening import OpeningService
+from margin.services.opening import Layout, OpeningService
+from margin.services.rebuilding import RebuildService
 from margin.services.report import ReportService
+from margin.services.scan import ScanService
 from margin.services.trading import TradingService
+from tests.fakes.controls import FakeControlHistory, FakeControls
 from tests.fakes.faults import Clock, Faults
 from tests.fakes.history import FakeHistory
 from tests.fakes.queue import FakeQueue
@@ -34,6 +40,8 @@ class Exchange:
         crossed_inline_max: int = 100,
         crossed_queued_max: int = 0,
         report_accounts_max: int = 1000,
+        sweep_cycle_s: int = 0,
+        acknowledged_by: AcknowledgedBy = AcknowledgedBy.HISTORY,
     ) -> None:
         self.clock = Clock()
         self.faults = Faults()
@@ -42,8 +50,11 @@ class Exchange:
         self.accounts = FakeAccounts(self.redis)
         self.market = FakeMarket(self.redis)
         self.partitions = FakePartitions(self.redis)
+        self.control_history = FakeControlHistory(self.clock, self.faults)
+        self.controls = ControlService(self.control_history, FakeControls(self.redis))
         self.healing = HealingService(self.accounts, self.market)
-        self.journal = Journal(self.accounts, self.history_store, self.healing, idempotency_ttl_s=IDEMPOTENCY_TTL_S)
+        self._acknowledged_by = acknowledged_by
+        self.journal = self._make_journal(self.accounts, self.healing)
         self.liquidations = LiquidationService(self.accounts, self.market, self.journal)
         self.trading = TradingService(self.journal, self.liquidations)
         self.funds = FundsService(self.journal, self.liquidations)
@@ -57,18 +68,37 @@ class Exchange:
             queue=self.queue,
         )
         self.report = ReportService(self.accounts, self.market, ttl_s=REPORT_TTL_S, accounts_max=report_accounts_max)
+        self.scans = ScanService(self.accounts, self.market, self.liquidations, sweep_cycle_s=sweep_cycle_s)
         self.history = HistoryService(self.history_store)
         self.health = HealthService(self.partitions, self.history_store)
-        self.drain = DrainService(self.accounts, self.history_store, self.journal)
-        self.opening = self._make_opening()
+        self.drain = DrainService(self.accounts, self.history_store, self.journal, self.healing, self.controls)
+        self.mark_records = MarkRecordService(self.market, self.history_store)
+        layout = self._layout(partitions)
+        self.opening = OpeningService(layout, self.history_store, self._layout)
+        self.rebuilding = RebuildService(layout, self.history_store, self.opening)
 
     async def open(self) -> Exchange:
         await self.opening.open()
         return self
 
-    def _make_opening(self) -> OpeningService:
-        accounts = FakeAccounts(self.redis, check_marker=False)
+    def _make_journal(self, accounts: FakeAccounts, healing: HealingService) -> Journal:
+        return Journal(
+            accounts,
+            self.history_store,
+            healing,
+            idempotency_ttl_s=IDEMPOTENCY_TTL_S,
+            acknowledged_by=self._acknowledged_by,
+        )
+
+    def _layout(self, partitions: int) -> Layout:
+        accounts = FakeAccounts(self.redis, check_marker=False, partitions=partitions)
         healing = HealingService(accounts, self.market)
-        journal = Journal(accounts, self.history_store, healing, idempotency_ttl_s=IDEMPOTENCY_TTL_S)
-        drain = DrainService(accounts, self.history_store, journal)
-        return OpeningService(self.partitions, accounts, self.history_store, healing, drain)
+        journal = self._make_journal(accounts, healing)
+        return Layout(
+            partitions=self.partitions,
+            accounts=accounts,
+            market=self.market,
+            healing=healing,
+            controls=self.controls,
+            drain=DrainService(accounts, self.history_store, journal, healing, self.controls),
+        )

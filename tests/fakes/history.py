@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from margin.domain.account import Account
-from margin.domain.event import canonical, digest, version_of
+from margin.domain.event import AcknowledgedBy, canonical, digest, version_of
 from margin.domain.ledger import LedgerAccount
 from margin.domain.position import Position
-from margin.ports import Appended, HistoryAccount, HistoryKey, LiquidationQuery, StoredResult, TradeQuery
+from margin.ports import Appended, HistoryAccount, HistoryKey, RememberedKey, StoredResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from margin.domain.event import StoredEvent
+    from margin.domain.market import Mark
+    from margin.ports import ReadAt
+    from margin.ports.opening import OpeningRecord
+    from margin.ports.queries import LiquidationQuery, TradeQuery
     from tests.fakes.faults import Clock, Faults
 
 _TRADE_AMOUNTS = ("quantity", "price", "notional", "realised_pnl", "fee")
@@ -33,6 +38,10 @@ class Link:
     body: dict[str, Any]
 
     @property
+    def key_is_for_ever(self) -> bool:
+        return bool(self.body["acknowledged_by"] == AcknowledgedBy.HISTORY)
+
+    @property
     def at_us(self) -> int:
         return int(self.body["at_us"])
 
@@ -45,6 +54,10 @@ class FakeHistory:
         self.epoch = 0
         self.opening = False
         self.rejected_keys: set[str] = set()
+        self.live_keys_max = 1000
+        self.openings: list[OpeningRecord] = []
+        self.fences: dict[tuple[int, int], int] = {}
+        self._marks: dict[str, Mark] = {}
         self._clock = clock
         self._faults = faults
         self._idempotency_ttl_s = idempotency_ttl_s
@@ -95,10 +108,62 @@ class FakeHistory:
         links.sort(key=lambda link: (link.at_us, link.event_id), reverse=True)
         return [_row(link, _LIQUIDATION_AMOUNTS, ("reason", "positions")) for link in links[: query.limit]]
 
-    async def accounts(self, after_account_id: int, limit: int) -> list[HistoryAccount]:
+    async def accounts(
+        self, after_account_id: int, limit: int, *, partition: int = 0, partitions: int = 1
+    ) -> list[HistoryAccount]:
         await self._faults.before("history.accounts")
-        wanted = sorted(account_id for account_id in self.chains if account_id > after_account_id)
+        mine = (account_id for account_id in self.chains if account_id % partitions == partition)
+        wanted = sorted(account_id for account_id in mine if account_id > after_account_id)
         return [self.state_of(account_id) for account_id in wanted[:limit]]
+
+    async def known_accounts(self, account_ids: Sequence[int]) -> set[int]:
+        await self._faults.before("history.known_accounts")
+        return {account_id for account_id in account_ids if account_id in self.chains}
+
+    async def known_keys(self, keys: Sequence[RememberedKey]) -> set[RememberedKey]:
+        await self._faults.before("history.known_keys")
+        stored = {
+            RememberedKey(account_id, link.body["key"], link.event_id)
+            for account_id, chain in self.chains.items()
+            for link in chain
+        }
+        return stored & set(keys)
+
+    async def recent_accounts(self, since_s: float, limit: int) -> list[HistoryAccount]:
+        await self._faults.before("history.recent_accounts")
+        since_us = self._clock.now_us - since_s * 1_000_000
+        recent = [account_id for account_id, chain in self.chains.items() if chain[-1].at_us > since_us]
+        recent.sort(key=lambda account_id: self.chains[account_id][-1].at_us, reverse=True)
+        return [self.state_of(account_id) for account_id in recent[:limit]]
+
+    async def save_marks(self, marks: Mapping[str, Mark]) -> None:
+        await self._faults.before("history.save_marks")
+        for symbol, mark in marks.items():
+            if symbol not in self._marks or self._marks[symbol].stamp_us < mark.stamp_us:
+                self._marks[symbol] = mark
+
+    async def marks(self) -> dict[str, Mark]:
+        await self._faults.before("history.marks")
+        return dict(self._marks)
+
+    async def raise_fence(self, partition: int, partitions: int, epoch: int) -> int:
+        await self._faults.before("history.raise_fence")
+        place = (partition, partitions)
+        self.fences[place] = max(epoch, self.fences.get(place, 0))
+        return self.fences[place]
+
+    async def record_opening(self, record: OpeningRecord) -> None:
+        await self._faults.before("history.record_opening")
+        self.openings.append(record)
+
+    async def opening_basis(self, partition: int, partitions: int) -> int:
+        await self._faults.before("history.opening_basis")
+        mine = [each for each in self.openings if each.partition == partition or each.partitions != partitions]
+        return max((each.epoch for each in mine), default=0)
+
+    async def last_partitions(self) -> int | None:
+        await self._faults.before("history.last_partitions")
+        return self.openings[-1].partitions if self.openings else None
 
     async def next_epoch(self) -> int:
         await self._faults.before("history.next_epoch")
@@ -149,13 +214,15 @@ class FakeWriter:
         self._rejected_keys = rejected_keys
         self._faults = faults
 
-    async def append(self, events: Sequence[StoredEvent]) -> dict[int, Appended]:
+    async def append(self, events: Sequence[StoredEvent], read_at: ReadAt) -> dict[int, Appended]:
         await self._faults.before("history.append")
+        fenced = self._history.fences.get((read_at.partition, read_at.partitions), 0) > read_at.epoch
         links: dict[int, list[Link]] = {}
         for event in events:
             body = json.loads(event.body)
             links.setdefault(body["account_id"], []).append(Link(event.event_id, digest(event.body), body))
-        appended = {account_id: self._append(account_id, mine) for account_id, mine in links.items()}
+        take = self._behind_fence if fenced else self._append
+        appended = {account_id: take(account_id, mine) for account_id, mine in links.items()}
         await self._faults.after("history.append")
         return appended
 
@@ -163,27 +230,50 @@ class FakeWriter:
         await self._faults.before("history.account")
         return self._history.state_of(account_id) if account_id in self._chains else None
 
-    async def live_keys(self, account_id: int) -> list[HistoryKey]:
+    async def live_keys(self, account_ids: Sequence[int]) -> dict[int, list[HistoryKey]]:
         await self._faults.before("history.live_keys")
-        return self._history.live_keys_of(account_id)
+        keys = {account_id: self._history.live_keys_of(account_id) for account_id in account_ids}
+        return {account_id: live[-self.live_keys_max :] for account_id, live in keys.items() if live}
+
+    @property
+    def live_keys_max(self) -> int:
+        return self._history.live_keys_max
+
+    async def older_keys(self, account_id: int, before_event_id: int) -> list[HistoryKey]:
+        await self._faults.before("history.older_keys")
+        older = [key for key in self._history.live_keys_of(account_id) if key.event_id < before_event_id]
+        return older[: -self.live_keys_max - 1 : -1]
+
+    async def has_event(self, account_id: int, event_id: int, event_hash: str) -> bool:
+        await self._faults.before("history.has_event")
+        return (event_id, event_hash) in {(link.event_id, link.hash) for link in self._chains.get(account_id, [])}
 
     async def result(self, account_id: int, key: str) -> StoredResult | None:
         await self._faults.before("history.result")
         for link in self._chains.get(account_id, []):
-            if link.body["key"] == key:
+            if link.body["key"] == key and link.key_is_for_ever:
                 return StoredResult(link.event_id, link.body["request_hash"], canonical(link.body["result"]))
         return None
+
+    def _behind_fence(self, account_id: int, links: list[Link]) -> Appended:
+        held = {(link.event_id, link.hash) for link in self._chains.get(account_id, [])}
+        stored = itertools.takewhile(lambda link: (link.event_id, link.hash) in held, links)
+        ids = tuple(link.event_id for link in stored)
+        return Appended(ids, fenced=len(ids) < len(links))
 
     def _append(self, account_id: int, links: list[Link]) -> Appended:
         chain = self._chains.get(account_id, [])
         stored: list[int] = []
         for link in links:
             n = link.body["n"]
-            key_is_used = any(other.body["key"] == link.body["key"] for other in chain)
+            key_is_used = link.key_is_for_ever and any(
+                other.key_is_for_ever and other.body["key"] == link.body["key"] for other in chain
+            )
             if n <= len(chain) and (chain[n - 1].event_id, chain[n - 1].hash) == (link.event_id, link.hash):
                 stored.append(link.event_id)
                 continue
-            if n <= len(chain) or key_is_used:
+            id_is_used = any(other.event_id == link.event_id for other in chain)
+            if n <= len(chain) or key_is_used or id_is_used:
                 key_used_by = link.event_id if key_is_used else None
                 return Appended(tuple(stored), forked=True, key_used_by=key_used_by)
             if n > len(chain) + 1:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections import Counter
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from margin.domain.controls import ENGINE_CONTROL, account_control, symbol_control
 from margin.domain.event import StoredEvent, version_of
-from margin.domain.market import Mark, Market
+from margin.domain.market import RESTORED_STAMP_US, Mark, Market
 from margin.domain.safe_zone import TriggerSide
 from margin.errors import StateNotLoadedError
 from margin.ports import (
-    ENGINE_CONTROL,
+    AccountLoad,
     AccountPage,
     AccountRow,
     AccountView,
@@ -20,26 +23,29 @@ from margin.ports import (
     CommitReply,
     Committed,
     Conflict,
-    HistoryAccount,
-    HistoryKey,
+    CrossedAccounts,
+    Dropped,
+    IndexedAccount,
     Loaded,
     MarkUpdate,
-    PartitionState,
+    RememberedKey,
     StoredResult,
-    account_control,
-    symbol_control,
+    SweepPage,
+    SweepProgress,
 )
+from margin.ports.opening import Opening, PartitionState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from decimal import Decimal
+    from collections.abc import Iterable, Mapping, Sequence
 
     from margin.domain.account import Account
     from margin.domain.instrument import Instrument
     from margin.domain.safe_zone import Trigger
+    from margin.ports import HistoryKey
     from tests.fakes.faults import Clock, Faults
 
 PENDING_SHOWN_MAX = 200
+_NEVER = Mark(Decimal(1), -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +80,13 @@ class FakeRedis:
     marks: dict[str, Mark] = dataclasses.field(default_factory=dict)
     instruments: dict[str, Instrument] = dataclasses.field(default_factory=dict)
     controls: dict[str, str] = dataclasses.field(default_factory=dict)
+    control_ids: dict[str, int] = dataclasses.field(default_factory=dict)
+    controls_aligned_to: dict[str, int] = dataclasses.field(default_factory=dict)
     markers: dict[int, PartitionState] = dataclasses.field(default_factory=dict)
+    blocked: Counter[int] = dataclasses.field(default_factory=Counter)
+    holds: dict[int, str] = dataclasses.field(default_factory=dict)
+    openings: dict[int, Opening] = dataclasses.field(default_factory=dict)
+    sweeps: dict[int, SweepProgress] = dataclasses.field(default_factory=dict)
     sequences: Counter[int] = dataclasses.field(default_factory=Counter)
     reports: dict[str, tuple[int, dict[str, str]]] = dataclasses.field(default_factory=dict)
     trigger_writes: int = 0
@@ -82,7 +94,7 @@ class FakeRedis:
 
     _STATE = (
         *("accounts", "pending", "pending_since_us", "keys", "marks", "instruments", "controls", "markers"),
-        *("sequences", "reports"),
+        *("control_ids", "controls_aligned_to", "blocked", "holds", "openings", "sweeps", "sequences", "reports"),
     )
 
     def flush(self) -> None:
@@ -98,6 +110,13 @@ class FakeRedis:
         """Put an older state back; the caller decides whether the server's run_id is another then."""
         for name in self._STATE:
             setattr(self, name, copy.deepcopy(saved[name]))
+
+    def hold_of(self, account_id: int) -> str:
+        return self.holds.get(account_id, "")
+
+    def is_held(self, account_id: int) -> bool:
+        hold = self.hold_of(account_id)
+        return hold.isdecimal() and int(hold) > self.clock.now_us
 
     def partition_of(self, account_id: int) -> int:
         return account_id % self.partitions
@@ -122,6 +141,16 @@ class FakeRedis:
         mark = self.marks.get(trigger.symbol)
         return mark is not None and trigger.is_crossed(mark.price)
 
+    def crossed_by(self, symbol: str) -> list[int]:
+        """Accounts whose trigger of a symbol its mark crosses, those furthest beyond first."""
+        sides: dict[TriggerSide, list[tuple[float, str]]] = {side: [] for side in TriggerSide}
+        for account_id, hot in self.accounts.items():
+            if (trigger := hot.triggers.get(symbol)) is not None and self.is_crossed(trigger):
+                sides[trigger.side].append((trigger.score, str(account_id)))
+        # Equal ones as sorted sets order their members: as text.
+        crossed = sorted(sides[TriggerSide.FLOOR], reverse=True) + sorted(sides[TriggerSide.CEILING])
+        return [int(account_id) for _, account_id in crossed]
+
     def set_triggers(self, account_id: int, triggers: Mapping[str, Trigger]) -> bool:
         """Put triggers in place of those of the same symbols; whether one is crossed by the mark in force."""
         held = self.accounts[account_id].triggers
@@ -135,22 +164,23 @@ class FakeRedis:
 class FakeAccounts:
     """Implements `margin.ports.AccountStore`."""
 
-    def __init__(self, redis: FakeRedis, *, check_marker: bool = True) -> None:
+    def __init__(self, redis: FakeRedis, *, check_marker: bool = True, partitions: int | None = None) -> None:
         self._redis = redis
         self._check_marker = check_marker
+        self._partitions = partitions
 
     @property
     def partitions(self) -> int:
-        return self._redis.partitions
+        return self._redis.partitions if self._partitions is None else self._partitions
 
     async def read(self, account_id: int, *, symbol: str = "", key: str = "") -> AccountView:
         redis = self._redis
         await redis.faults.before("accounts.read")
-        partition = redis.partition_of(account_id)
+        partition = self._partition(account_id)
         redis.require_loaded(partition)
         hot = redis.accounts.get(account_id)
         symbols = {symbol, *(hot.account.positions if hot else ())} - {""}
-        names = [ENGINE_CONTROL, account_control(account_id), *([symbol_control(symbol)] if symbol else [])]
+        names = [ENGINE_CONTROL, account_control(account_id), *(symbol_control(symbol) for symbol in symbols)]
         view = AccountView(
             epoch=int(redis.markers[partition].epoch),
             account=hot.account if hot else None,
@@ -158,6 +188,7 @@ class FakeAccounts:
             chain_hash=hot.chain_hash if hot else "",
             market=self._market(symbols),
             controls={name: redis.controls.get(name, "") for name in names},
+            hold=redis.hold_of(account_id),
             replay=redis.record(account_id, key) if key else None,
         )
         await redis.faults.after("accounts.read")
@@ -169,24 +200,32 @@ class FakeAccounts:
         await self._redis.faults.after("accounts.commit")
         return reply
 
-    async def anchor(self, account_id: int, version: str, triggers: Mapping[str, Trigger]) -> bool | None:
+    async def anchor(
+        self, account_id: int, version: str, triggers: Mapping[str, Trigger], *, epoch: int | None = None
+    ) -> bool | None:
         redis = self._redis
         await redis.faults.before("accounts.anchor")
-        redis.require_loaded(redis.partition_of(account_id))
+        redis.require_loaded(self._partition(account_id), epoch)
         if self._version(account_id) != version:
             return None
         crossed = redis.set_triggers(account_id, triggers)
         await redis.faults.after("accounts.anchor")
         return crossed
 
-    async def pending(self, account_id: int) -> tuple[StoredEvent, ...]:
+    async def pending(self, account_ids: Sequence[int]) -> dict[int, tuple[StoredEvent, ...]]:
+        self._one_partition(account_ids)
         await self._reach("accounts.pending")
-        return self._redis.shown_pending(account_id)
+        found = {account_id: self._redis.shown_pending(account_id) for account_id in account_ids}
+        return {account_id: events for account_id, events in found.items() if events}
+
+    async def is_pending(self, account_id: int, event_id: int) -> bool:
+        await self._reach("accounts.is_pending")
+        return any(event.event_id == event_id for event in self._redis.pending.get(account_id, []))
 
     async def pending_accounts(self, partition: int, limit: int) -> tuple[int, ...]:
         await self._reach("accounts.pending_accounts")
         since_us = self._redis.pending_since_us
-        mine = [account_id for account_id in since_us if self._redis.partition_of(account_id) == partition]
+        mine = [account_id for account_id in since_us if self._partition(account_id) == partition]
         return tuple(sorted(mine, key=lambda account_id: (since_us[account_id], str(account_id)))[:limit])
 
     async def pending_stats(self) -> tuple[int, float]:
@@ -195,22 +234,56 @@ class FakeAccounts:
         oldest_us = min(since_us.values(), default=self._redis.clock.now_us)
         return len(since_us), (self._redis.clock.now_us - oldest_us) / 1_000_000
 
-    async def forget_pending(self, account_id: int, event_ids: Sequence[int]) -> None:
+    async def forget_pending(self, stored: Mapping[int, Sequence[StoredEvent]]) -> None:
         redis = self._redis
+        self._one_partition(stored)
         await self._reach("accounts.forget_pending")
-        waiting = redis.pending.get(account_id, [])
-        while waiting and waiting[0].event_id in event_ids:
-            waiting.pop(0)
-        if not waiting:
-            redis.pending.pop(account_id, None)
-            redis.pending_since_us.pop(account_id, None)
+        for account_id, events in stored.items():
+            waiting = redis.pending.get(account_id, [])
+            while waiting and waiting[0] in events:
+                waiting.pop(0)
+                redis.blocked.pop(account_id, None)
+            if waiting:
+                redis.pending_since_us[account_id] = json.loads(waiting[0].body)["at_us"]
+            else:
+                redis.pending.pop(account_id, None)
+                redis.pending_since_us.pop(account_id, None)
         await redis.faults.after("accounts.forget_pending")
+
+    async def epoch(self, partition: int) -> int:
+        await self._reach("accounts.epoch")
+        marker = self._redis.markers.get(partition)
+        return int(marker.epoch) if marker is not None else 0
+
+    async def blocked(self, partition: int) -> dict[int, int]:
+        await self._reach("accounts.blocked")
+        tries = self._redis.blocked
+        return {account_id: tries[account_id] for account_id in tries if self._partition(account_id) == partition}
+
+    async def note_blocked(self, account_id: int) -> int:
+        await self._reach("accounts.note_blocked")
+        self._redis.blocked[account_id] += 1
+        return self._redis.blocked[account_id]
+
+    async def hold(self, account_id: int, for_s: float) -> str:
+        await self._reach("accounts.hold")
+        redis = self._redis
+        until_us = redis.clock.now_us + int(for_s * 1_000_000)
+        redis.holds[account_id] = str(until_us + (redis.hold_of(account_id).removeprefix("ended:") == str(until_us)))
+        await redis.faults.after("accounts.hold")
+        return redis.holds[account_id]
+
+    async def release(self, account_id: int, hold: str) -> None:
+        await self._reach("accounts.release")
+        if self._redis.hold_of(account_id) == hold:
+            self._redis.holds[account_id] = f"ended:{hold}"
+        await self._redis.faults.after("accounts.release")
 
     async def page(self, partition: int, cursor: str) -> AccountPage:
         redis = self._redis
         await redis.faults.before("accounts.page")
         redis.require_loaded(partition)
-        mine = sorted(account_id for account_id in redis.accounts if redis.partition_of(account_id) == partition)
+        mine = sorted(account_id for account_id in redis.accounts if self._partition(account_id) == partition)
         start = int(cursor)
         end = start + redis.page_size
         rows = [redis.accounts[account_id] for account_id in mine[start:end]]
@@ -220,45 +293,145 @@ class FakeAccounts:
             rows=tuple(AccountRow(row.version, row.account) for row in rows),
         )
 
+    async def sweep(self, partition: int, cursor: str) -> SweepPage:
+        await self._redis.faults.before("accounts.sweep")
+        self._redis.require_loaded(partition)
+        mine = sorted(account_id for account_id in self._redis.accounts if self._partition(account_id) == partition)
+        end = int(cursor) + self._redis.page_size
+        hot = [self._redis.accounts[account_id] for account_id in mine[int(cursor) : end]]
+        symbols = {symbol for each in hot for symbol in each.account.positions}
+        return SweepPage(
+            cursor=str(end) if end < len(mine) else "0",
+            accounts=tuple(IndexedAccount(AccountRow(each.version, each.account), dict(each.triggers)) for each in hot),
+            market=self._market(symbols),
+        )
+
+    async def sweep_progress(self, partition: int) -> SweepProgress:
+        await self._reach("accounts.sweep_progress")
+        return self._redis.sweeps.get(partition, SweepProgress("0", 0))
+
+    async def note_sweep(self, partition: int, progress: SweepProgress) -> None:
+        await self._reach("accounts.note_sweep")
+        self._redis.sweeps[partition] = progress
+
+    async def crossed(self, partition: int, limit: int, passed: int) -> CrossedAccounts:
+        redis = self._redis
+        await redis.faults.before("accounts.crossed")
+        redis.require_loaded(partition)
+        named: dict[str, tuple[int, ...]] = {}
+        for symbol in redis.marks:
+            mine = [account_id for account_id in redis.crossed_by(symbol) if self._partition(account_id) == partition]
+            if mine[passed : passed + limit]:
+                named[symbol] = tuple(mine[passed : passed + limit])
+        hot = [held for account_id, held in redis.accounts.items() if self._partition(account_id) == partition]
+        stamps = [redis.marks[symbol].stamp_us for held in hot for symbol in held.triggers if symbol in redis.marks]
+        return CrossedAccounts(named, redis.clock.now_us - min(stamps, default=redis.clock.now_us))
+
     async def versions(self, account_ids: Sequence[int]) -> dict[int, str]:
-        assert len({self._redis.partition_of(account_id) for account_id in account_ids}) <= 1, "one partition at a time"
+        self._one_partition(account_ids)
         await self._reach("accounts.versions")
         return {account_id: self._version(account_id) for account_id in account_ids}
 
     async def size(self, partition: int) -> int:
         await self._reach("accounts.size")
-        return sum(self._redis.partition_of(account_id) == partition for account_id in self._redis.accounts)
+        return sum(self._partition(account_id) == partition for account_id in self._redis.accounts)
 
-    async def load(
-        self,
-        row: HistoryAccount,
-        keys: Sequence[HistoryKey],
-        triggers: Mapping[str, Trigger],
-        *,
-        expected_version: str,
-        forked_event_id: int | None = None,
-    ) -> Loaded:
-        redis = self._redis
+    async def load(self, load: AccountLoad) -> Loaded:
+        (loaded,) = await self.load_all([load])
+        return loaded
+
+    async def load_all(self, loads: Sequence[AccountLoad]) -> list[Loaded]:
+        self._one_partition([load.row.account.account_id for load in loads])
         await self._reach("accounts.load")
+        outcomes = [self._load(load) for load in loads]
+        await self._redis.faults.after("accounts.load")
+        return outcomes
+
+    def _load(self, load: AccountLoad) -> Loaded:
+        redis, row = self._redis, load.row
         account_id = row.account.account_id
-        if self._version(account_id) != expected_version:
+        if not self._guarded(account_id, load.guard):
+            return Loaded.TAKEN_OVER
+        if self._version(account_id) != load.expected_version:
             return Loaded.CHANGED
         waiting = {event.event_id for event in redis.pending.get(account_id, [])}
-        if forked_event_id is not None and forked_event_id not in waiting:
+        if load.forked_event_id is not None and load.forked_event_id not in waiting:
             return Loaded.HEALED_BEFORE
         dropped = {event.event_id for event in redis.pending.pop(account_id, [])}
         redis.pending_since_us.pop(account_id, None)
+        redis.blocked.pop(account_id, None)
         redis.keys = {
             place: record
             for place, record in redis.keys.items()
-            if place[0] != account_id or record.event_id not in dropped
+            if place[0] != account_id or record.event_id not in dropped or place[1] in load.kept_keys
         }
+        # Triggers are kept by symbol, so that an account's go with the account: there are none to sweep.
         redis.accounts[account_id] = _HotAccount(row.account, row.version, row.chain_hash, {})
-        redis.set_triggers(account_id, triggers)
-        for key in keys:
+        redis.set_triggers(account_id, load.triggers)
+        for key in load.keys:
             expires_us = redis.clock.now_us + int(key.ttl_s * 1_000_000)
             redis.keys[account_id, key.key] = _Record(key.event_id, key.request_hash, key.result, expires_us)
         return Loaded.DONE
+
+    async def restore_keys(self, load: AccountLoad, restored: Sequence[HistoryKey]) -> list[str] | None:
+        redis, account_id = self._redis, load.row.account.account_id
+        await self._reach("accounts.restore_keys")
+        if not self._guarded(account_id, load.guard) or self._version(account_id) != load.expected_version:
+            return None
+        for key in restored:
+            before = redis.keys.get((account_id, key.key))
+            expires_us = max(redis.clock.now_us + int(key.ttl_s * 1_000_000), before.expires_us if before else 0)
+            redis.keys[account_id, key.key] = _Record(key.event_id, key.request_hash, key.result, expires_us)
+        await redis.faults.after("accounts.restore_keys")
+        waiting = {event.event_id for event in redis.pending.get(account_id, [])}
+        return [key.key for key in restored if key.event_id in waiting]
+
+    async def drop(self, account_id: int, partition: int, guard: str) -> Dropped:
+        assert self._partition(account_id) == partition, "the fake's partitions share their accounts"
+        await self._reach("accounts.drop")
+        if not self._guarded(account_id, guard):
+            return Dropped.TAKEN_OVER
+        if self._redis.pending.get(account_id):
+            return Dropped.PENDING
+        for place in (self._redis.accounts, self._redis.blocked):
+            place.pop(account_id, None)
+        await self._redis.faults.after("accounts.drop")
+        return Dropped.DONE
+
+    async def ids(self, partition: int, cursor: str) -> tuple[str, tuple[int, ...]]:
+        await self._reach("accounts.ids")
+        mine = sorted(account_id for account_id in self._redis.accounts if self._partition(account_id) == partition)
+        end = int(cursor) + self._redis.page_size
+        return (str(end) if end < len(mine) else "0"), tuple(mine[int(cursor) : end])
+
+    async def remembered_keys(
+        self, partition: int, cursor: str, *, account_id: int | None = None
+    ) -> tuple[str, list[RememberedKey]]:
+        await self._reach("accounts.remembered_keys")
+        mine = sorted(
+            RememberedKey(place[0], place[1], record.event_id)
+            for place, record in self._redis.keys.items()
+            if self._partition(place[0]) == partition and account_id in {None, place[0]}
+        )
+        end = int(cursor) + self._redis.page_size
+        return (str(end) if end < len(mine) else "0"), mine[int(cursor) : end]
+
+    async def forget_keys(self, partition: int, keys: Sequence[RememberedKey], guard: str) -> int | None:
+        await self._reach("accounts.forget_keys")
+        held = self._redis.keys
+        if not all(self._guarded(key.account_id, guard) for key in keys):
+            return None
+        doomed = [
+            (key.account_id, key.key)
+            for key in keys
+            if not self._redis.pending.get(key.account_id)
+            and (record := held.get((key.account_id, key.key))) is not None
+            and record.event_id == key.event_id
+        ]
+        for place in doomed:
+            del held[place]
+        await self._redis.faults.after("accounts.forget_keys")
+        return len(doomed)
 
     async def save_report(self, snapshot_id: str, chunks: Mapping[str, str], ttl_s: int) -> None:
         await self._reach("accounts.save_report")
@@ -274,6 +447,19 @@ class FakeAccounts:
         if self._check_marker and any(marker.run_id != self._redis.run_id for marker in self._redis.markers.values()):
             raise StateNotLoadedError("The server was restarted or replaced.")
 
+    def _guarded(self, account_id: int, guard: str) -> bool:
+        redis = self._redis
+        opening = redis.openings.get(redis.partition_of(account_id))
+        if guard == "" or (opening is not None and opening.token == guard):
+            return True
+        return redis.hold_of(account_id) == guard and redis.is_held(account_id)
+
+    def _partition(self, account_id: int) -> int:
+        return account_id % self.partitions
+
+    def _one_partition(self, account_ids: Iterable[int]) -> None:
+        assert len({self._partition(account_id) for account_id in account_ids}) <= 1, "one partition at a time"
+
     def _market(self, symbols: set[str]) -> Market:
         redis = self._redis
         marks = {symbol: redis.marks[symbol] for symbol in symbols if symbol in redis.marks}
@@ -286,12 +472,16 @@ class FakeAccounts:
 
     def _commit(self, commit: Commit) -> CommitReply:
         redis, event = self._redis, commit.event
-        partition = redis.partition_of(event.account_id)
+        partition = self._partition(event.account_id)
         redis.require_loaded(partition, commit.epoch)
+        if redis.is_held(event.account_id):
+            raise StateNotLoadedError("The account is being rebuilt.")
         replay = redis.record(event.account_id, event.key)
         if replay is not None:
             return replay
         changed = self._changed(commit)
+        if redis.hold_of(event.account_id) != commit.hold:
+            changed = "account"
         if changed:
             return Conflict(changed)
         redis.commits.append(commit)
@@ -309,7 +499,9 @@ class FakeAccounts:
         redis.keys[account_id, event.key] = _Record(event_id, event.request_hash, commit.result, expires_us)
         redis.pending.setdefault(account_id, []).append(StoredEvent(event_id, commit.body))
         redis.pending_since_us.setdefault(account_id, event.at_us)
-        return Committed(event_id, crossed, redis.shown_pending(account_id))
+        pending = redis.shown_pending(account_id)
+        awaits_history = any('"acknowledged_by":"history"' in event.body for event in redis.pending[account_id])
+        return Committed(event_id, crossed, pending if commit.wants_pending or awaits_history else ())
 
     def _changed(self, commit: Commit) -> str:
         redis = self._redis
@@ -353,16 +545,30 @@ class FakeMarket:
         await self._redis.faults.before("market.align_marks")
         return 0
 
-    def _update(self, symbol: str, crossed_max: int) -> MarkUpdate:
+    async def restore_marks(self, partition: int, marks: Mapping[str, Mark]) -> int:
         redis = self._redis
-        sides: dict[TriggerSide, list[tuple[float, str]]] = {side: [] for side in TriggerSide}
-        for account_id, hot in redis.accounts.items():
-            if (trigger := hot.triggers.get(symbol)) is not None and redis.is_crossed(trigger):
-                sides[trigger.side].append((trigger.score, str(account_id)))
-        # Those crossed furthest first, equal ones as sorted sets order their members: as text.
-        crossed = sorted(sides[TriggerSide.FLOOR], reverse=True) + sorted(sides[TriggerSide.CEILING])
-        named = tuple(int(account_id) for _, account_id in crossed[:crossed_max])
-        return MarkUpdate(symbol, redis.marks[symbol].stamp_us, len(crossed), named)
+        await redis.faults.before("market.restore_marks")
+        if partition in redis.markers:
+            return 0
+        # The fake's partitions share their marks: while another is open they are in use.
+        old = [symbol for symbol, mark in marks.items() if redis.marks.get(symbol, _NEVER).stamp_us < mark.stamp_us]
+        for symbol in old:
+            redis.marks[symbol] = Mark(marks[symbol].price, RESTORED_STAMP_US)
+        return len(old)
+
+    async def forget_marks(self, partition: int) -> None:
+        await self._redis.faults.before("market.forget_marks")
+        self._redis.marks.clear()
+
+    async def sweep_triggers(self, partition: int) -> int:
+        """Do nothing: the fake keeps triggers with their accounts."""
+        await self._redis.faults.before("market.sweep_triggers")
+        # Harmless at any time, so that an opener which was taken over may do it too.
+        return 0
+
+    def _update(self, symbol: str, crossed_max: int) -> MarkUpdate:
+        crossed = self._redis.crossed_by(symbol)
+        return MarkUpdate(symbol, self._redis.marks[symbol].stamp_us, len(crossed), tuple(crossed[:crossed_max]))
 
 
 class FakePartitions:
@@ -374,16 +580,61 @@ class FakePartitions:
     async def state(self, partition: int) -> PartitionState:
         await self._redis.faults.before("partitions.state")
         marker = self._redis.markers.get(partition, PartitionState("", "", "", ""))
-        return dataclasses.replace(marker, server_run_id=self._redis.run_id)
+        opening = self._redis.openings.get(partition)
+        here = opening is not None and opening.run_id == self._redis.run_id
+        return dataclasses.replace(
+            marker,
+            server_run_id=self._redis.run_id,
+            rebuild_epoch=opening.rebuild_epoch if opening else 0,
+            opening_epoch=opening.epoch if opening and here else 0,
+            opening_basis=opening.basis if opening else 0,
+        )
 
-    async def close(self, partition: int) -> None:
-        await self._redis.faults.before("partitions.close")
-        self._redis.markers.pop(partition, None)
+    async def begin(
+        self, partition: int, token: str, epoch: int, *, basis: int = 0, rebuild_epoch: int = 0
+    ) -> Opening | None:
+        redis = self._redis
+        await redis.faults.before("partitions.begin")
+        before = redis.openings.get(partition)
+        if partition in redis.markers and int(redis.markers[partition].epoch) >= epoch:
+            return None
+        if before is not None and before.epoch > epoch:
+            return None
+        redis.markers.pop(partition, None)
+        rebuild_epoch = rebuild_epoch or (before.rebuild_epoch if before else 0)
+        opening = Opening(partition, token, redis.run_id, rebuild_epoch=rebuild_epoch, epoch=epoch, basis=basis)
+        if before is not None and (before.run_id, before.rebuild_epoch, before.basis) == (
+            *(opening.run_id, opening.rebuild_epoch, opening.basis),
+        ):
+            opening = dataclasses.replace(before, token=token, epoch=epoch)
+        redis.openings[partition] = dataclasses.replace(opening)
+        await redis.faults.after("partitions.begin")
+        return opening
 
-    async def open(self, partition: int, epoch: int, run_id: str) -> None:
-        await self._redis.faults.before("partitions.open")
-        self._redis.sequences[partition] = 0
-        self._redis.markers[partition] = PartitionState(str(epoch), str(self._redis.partitions), run_id, run_id)
+    async def note(self, opening: Opening) -> bool:
+        await self._redis.faults.before("partitions.note")
+        if not self._is_ours(opening):
+            return False
+        self._redis.openings[opening.partition] = dataclasses.replace(opening)
+        await self._redis.faults.after("partitions.note")
+        return True
+
+    async def finish(self, opening: Opening) -> bool:
+        redis = self._redis
+        await redis.faults.before("partitions.finish")
+        if not self._is_ours(opening):
+            return False
+        del redis.openings[opening.partition]
+        redis.sweeps.pop(opening.partition, None)
+        redis.sequences[opening.partition] = 0
+        marker = PartitionState(str(opening.epoch), str(redis.partitions), opening.run_id, opening.run_id)
+        redis.markers[opening.partition] = marker
+        await redis.faults.after("partitions.finish")
+        return True
+
+    def _is_ours(self, opening: Opening) -> bool:
+        present = self._redis.openings.get(opening.partition)
+        return present is not None and present.token == opening.token
 
     async def check(self) -> None:
         await self._redis.faults.before("partitions.check")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
@@ -12,6 +13,7 @@ import redis
 import migrate_schema
 from margin.config import Settings
 from margin.runtime import Engine
+from tests.schema import EMPTY_ALL_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _TEMPLATE = "margin_template"
 _COPY = "margin_tests"
+SESSION_DEFAULTS = Path(migrate_schema.__file__).parent / "migrations/versions/0002_session_defaults.sql"
 
 
 class MakeEngine(Protocol):
@@ -53,6 +56,9 @@ def template_copy(postgres_server: EmbeddedPostgres) -> str:
     """Return the name of a migrated database that the tests share, one after the other."""
     with admin(postgres_server) as connection:
         connection.execute(f"create database {_COPY} template {migrated_template(postgres_server)}")
+    # What holds for the sessions of a database is not copied with it.
+    with admin(postgres_server, _COPY) as connection:
+        connection.execute(SESSION_DEFAULTS.read_text(encoding="utf-8").encode())
     return _COPY
 
 
@@ -62,7 +68,7 @@ def database(postgres_server: EmbeddedPostgres, template_copy: str) -> Iterator[
     yield template_copy
     with admin(postgres_server, template_copy) as connection:
         connection.execute("set lock_timeout = '5s'")
-        connection.execute("truncate accounts, events, trades, liquidations, ledger_lines")
+        connection.execute(EMPTY_ALL_TABLES)
         connection.execute("alter sequence epochs restart")
 
 

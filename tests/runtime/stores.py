@@ -13,6 +13,8 @@ import psycopg
 import redis
 from psycopg import sql
 
+from tests.schema import EMPTY_ALL_TABLES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -68,7 +70,7 @@ class Stores:
         """Forget everything but the schema."""
         self.redis.flushall()
         self.postgres.execute("set lock_timeout = '5s'")
-        self.postgres.execute(f"truncate {', '.join(TABLES)}")
+        self.postgres.execute(EMPTY_ALL_TABLES)
 
     def drop_schema(self) -> None:
         """Forget everything."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from tests.runtime.artefact import Artefact
     from tests.runtime.deployment import Deployment
+    from tests.runtime.machine import Machine
 
 pytestmark = pytest.mark.runtime
 
@@ -33,6 +35,22 @@ def test_layer_holds_what_is_locked_and_no_tools(artefact: Artefact) -> None:
     names = {path.name for path in artefact.layer.iterdir()}
     assert {"margin", "fastapi", "psycopg_binary", "redis"} <= names
     assert names & {"bin", "boto3", "botocore", "pip", "pytest", "uvicorn"} == set()
+
+
+def test_layer_loads_the_clusters_of_the_redis_driver_only_for_those_who_ask(
+    machine: Machine, artefact: Artefact
+) -> None:
+    code = """
+import margin.runtime, sys
+assert sys.modules["redis"].__file__.startswith(sys.argv[1]), sys.modules["redis"].__file__
+print(*(name for name in sys.modules if name.endswith((".cluster", ".sentinel")) and "commands" not in name))
+import redis
+print(redis.RedisCluster.__module__, redis.asyncio.Sentinel.__module__)
+"""
+    environment = {"PYTHONPATH": str(artefact.layer), "PATH": "/usr/bin:/bin"}
+    command = [str(machine.python), "-W", "error", "-c", code, str(artefact.layer)]
+    run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert run.stdout.splitlines() == ["", "redis.cluster redis.asyncio.sentinel"]
 
 
 def test_layer_and_functions_fit_into_lambda(artefact: Artefact) -> None:

@@ -141,6 +141,23 @@ def test_liquidating_mark_price_closes_the_account_below_maintenance_margin(mark
     assert stores.one("select sum(amount) from ledger_lines") == 0
 
 
+# --- pause switches ---
+
+
+def test_pause_is_in_redis_and_in_history_and_stops_the_next_trade(market: Deployment, stores: Stores) -> None:
+    reply = market.send(event("controls_pause"))
+    assert reply.status == 200, reply.text
+    assert (reply.json["name"], reply.json["state"], reply.json["effective"]) == ("engine", "paused", True)
+    assert stores.redis.hgetall("controls") == {"engine": "paused"}
+    stored = stores.rows("select name, state, reason, source_ip from control_changes")
+    assert stored == [("engine", "paused", "the oracle sends wrong prices", "203.0.113.7")]
+    refusal = market.send(event("trade_accepted"))
+    assert (refusal.status, refusal.json["code"]) == (400, "NOT_ACTIVE")
+    listed = market.send(event("controls"))
+    assert listed.status == 200, listed.text
+    assert [(control["name"], control["state"]) for control in listed.json["controls"]] == [("engine", "paused")]
+
+
 # --- reading ---
 
 
@@ -236,11 +253,12 @@ def test_scheduled_scan_liquidates_whom_no_mark_price_brought_to_evaluation(mark
     market.send(event("trade_with_key"))
     set_mark_unseen(stores, "36000")
     report = market.warm("LiquidationScanFunction").invoke(event("liquidation_scan"))
-    assert (report["accounts"], report["liquidated"], report["complete"]) == (3, [3], True)
+    assert (report["crossed"], report["swept"], report["missed"]) == (1, 3, [])
+    assert (report["liquidated"], report["complete"]) == ([3], True)
     assert stores.redis.exists("position:3:BTC-PERP") == 0
     assert stores.rows("select account_id from liquidations") == [(3,)]
     again = market.warm("LiquidationScanFunction").invoke(event("liquidation_scan"))
-    assert (again["accounts"], again["liquidated"]) == (3, [])
+    assert (again["crossed"], again["missed"], again["liquidated"]) == (0, [], [])
 
 
 def test_scheduled_drain_moves_pending_events_to_history(market: Deployment, stores: Stores) -> None:
@@ -258,6 +276,60 @@ def test_scheduled_drain_moves_pending_events_to_history(market: Deployment, sto
     assert (report["stored"], report["accounts"], report["waiting_accounts"]) == (1, 1, 0)
     assert stores.one("select balance from accounts where account_id = 2") == 5001
     assert stores.redis.exists("pending", "pending:2") == 0
+
+
+def test_scheduled_reconciling_lists_what_differs_and_changes_nothing(market: Deployment, stores: Stores) -> None:
+    market.send(event("trade_accepted"))
+    environment = market.fresh("ReconcileFunction")
+    sound = environment.invoke(event("reconcile_schedule"))
+    assert (sound["accounts"], sound["events"], sound["differences"], sound["complete"]) == (3, 4, [], True)
+    stores.redis.hset("balances", "2", "5001")
+    before = contents(stores)
+    report = environment.invoke(event("reconcile_schedule"))
+    assert report["differences"] == [
+        {"account_id": 2, "what": "Redis holds another balance", "expected": "5000", "found": "5001"}
+    ]
+    after = contents(stores)
+    assert {**after[0], "reconcile": None} == {**before[0], "reconcile": None}
+    assert after[1] == before[1]
+    assert environment.metrics("ReconcileDifferences") == [1]
+    assert len(environment.metrics("ReconcileAgeS")) == 2
+
+
+# --- an operator ---
+
+
+def test_account_that_was_changed_by_hand_is_rebuilt(market: Deployment, stores: Stores) -> None:
+    market.send(event("trade_accepted"))
+    market.send(event("trade_with_key"))
+    before = contents(stores)
+    stores.redis.hset("balances", "1", "1")
+    stores.redis.delete("position:1:BTC-PERP", "positions:1")
+    stores.redis.zrem("triggers:BTC-PERP:floor", "1")
+    answer = market.warm("RebuildFunction").invoke(event("rebuild_account"))
+    assert (answer["rebuilt"]["account_id"], answer["loaded"], answer["complete"]) == (1, 1, True)
+    after = contents(stores)
+    assert after[0].pop("holds")
+    assert after == before
+
+
+def test_everything_is_rebuilt_in_an_empty_redis(market: Deployment, stores: Stores) -> None:
+    first = market.send(event("trade_with_key"))
+    names = ("balances", "versions", "chain_hashes", "position:3:BTC-PERP")
+    before = {name: stores.redis.hgetall(name) for name in names}
+    stores.redis.flushall()
+    assert market.send(event("trade_accepted")).status == 503
+    answer = market.warm("RebuildFunction").invoke(event("rebuild_all"))
+    assert (answer["rebuilt"], answer["accounts"], answer["loaded"]) == ({"partitions": [0]}, 3, 3)
+    assert {name: stores.redis.hgetall(name) for name in names} == before
+    again = market.send(event("trade_retry"))
+    assert (again.status, again.text, again.headers["idempotent-replayed"]) == (200, first.text, "true")
+
+
+def test_rebuild_of_nothing_in_particular_is_refused_with_a_code(functions: Deployment) -> None:
+    answer = functions.warm("RebuildFunction").invoke({"account": 1})
+    assert answer["errorType"] == "RebuildError"
+    assert answer["errorMessage"].startswith("INVALID_REQUEST: Give one of")
 
 
 # --- the queue ---

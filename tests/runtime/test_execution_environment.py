@@ -55,6 +55,7 @@ def test_queue_and_schedules_survive_a_thaw(market: Deployment, stores: Stores) 
         "LiquidateFunction": batch,
         "LiquidationScanFunction": event("liquidation_scan"),
         "JournalDrainFunction": event("journal_drain"),
+        "ReconcileFunction": event("reconcile_schedule"),
     }
     for name, request in calls.items():
         market.warm(name).invoke(request)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.runtime
 
-NEWEST = "0001"
+NEWEST = "0002"
 
 
 @dataclasses.dataclass

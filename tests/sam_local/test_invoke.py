@@ -25,15 +25,20 @@ def test_a_route_is_called_without_its_api(sam_local: SamLocal) -> None:
     assert json.loads(answer["body"])["account_id"] == 1
 
 
-def test_the_scan_sees_every_account(sam_local: SamLocal) -> None:
+def test_the_first_scan_sweeps_every_account(sam_local: SamLocal) -> None:
     answer = sam_local.invoke("LiquidationScanFunction", EVENTS / "liquidation_scan.json")
-    assert answer["accounts"] == sam_local.get("/margin-report").body["total_accounts"], answer
-    assert answer["complete"], answer
+    assert answer["swept"] == sam_local.get("/margin-report").body["total_accounts"], answer
+    assert (answer["missed"], answer["complete"]) == ([], True), answer
 
 
 def test_the_drain_finds_nothing_pending(sam_local: SamLocal) -> None:
     answer = sam_local.invoke("JournalDrainFunction", EVENTS / "journal_drain.json")
     assert (answer["stored"], answer["waiting_accounts"]) == (0, 0), answer
+
+
+def test_the_stores_are_found_to_agree(sam_local: SamLocal) -> None:
+    answer = sam_local.invoke("ReconcileFunction", EVENTS / "reconcile_schedule.json")
+    assert (answer["differences"], answer["complete"]) == ([], True), answer
 
 
 def test_the_queue_gets_its_poison_back(sam_local: SamLocal) -> None:

@@ -43,9 +43,11 @@ USES = {
     "MarginReportFunction": {STATE},
     "HistoryFunction": {HISTORY},
     "AccountsFunction": {STATE, HISTORY},
+    "ControlsFunction": {STATE, HISTORY},
     "StatusFunction": {STATE, HISTORY},
     "LiquidationScanFunction": {STATE, HISTORY, "sqs:SendMessage"},
     "JournalDrainFunction": {STATE, HISTORY, "sqs:SendMessage"},
+    "ReconcileFunction": {STATE, HISTORY, "sqs:SendMessage"},
     "LiquidateFunction": {
         STATE,
         HISTORY,
@@ -53,6 +55,7 @@ USES = {
         "sqs:DeleteMessage",
         "sqs:GetQueueAttributes",
     },
+    "RebuildFunction": {STATE, HISTORY, "sqs:SendMessage"},
     "MigrateFunction": {STATE, HISTORY, "sqs:SendMessage", "secretsmanager:GetSecretValue"},
 }
 EVERY_FUNCTION = {"TracingPolicy", "NetworkPolicy", "logs:CreateLogStream", "logs:PutLogEvents"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,8 +41,23 @@ def test_scheduled_functions_end_before_the_schedule_starts_them_again(
     targets = [s["Target"]["Arn"]["Ref"] for s in documents.resources(deployed, "AWS::Scheduler::Schedule").values()]
     scheduled = {deployed["Resources"][target]["Properties"]["FunctionName"]["Ref"] for target in targets}
     timeouts = {f.name: f.properties["Timeout"] for f in functions if f.name in scheduled}
+    reconcile_s = timeouts.pop("ReconcileFunction")
     assert timeouts
     assert all(timeout < SCHEDULE_S for timeout in timeouts.values())
+    assert reconcile_s < min(_reconcile_rates_s(deployed))
+
+
+def test_slowest_schedule_is_not_called_silent(deployed: Document, nested: dict[str, Document]) -> None:
+    alarm = documents.resources(nested["observability.yaml"], "AWS::CloudWatch::Alarm")["ReconcileSilenceAlarm"]
+    assert max(_reconcile_rates_s(deployed)) < alarm["Period"] * alarm["EvaluationPeriods"]
+
+
+def _reconcile_rates_s(deployed: Document) -> list[int]:
+    """Every rate that the reconciling can be given, in seconds."""
+    unit_s = {"minutes": 60, "hour": 3600, "hours": 3600}
+    rates = deployed["Parameters"]["ReconcileSchedule"]["AllowedValues"]
+    found = [re.fullmatch(r"rate\((\d+) (\w+)\)", rate) for rate in rates]
+    return [int(match[1]) * unit_s[match[2]] for match in found if match]
 
 
 def test_deployment_waits_longer_for_the_migration_than_it_runs(functions: list[Function], deployed: Document) -> None:
@@ -98,6 +114,8 @@ def test_concurrency_is_reserved_only_when_asked_for(functions: list[Function], 
     assert {name: value for name, value in reserved.items() if value != "20"} == {
         "LiquidationScanFunction": 1,
         "JournalDrainFunction": 1,
+        "ReconcileFunction": 1,
         "LiquidateFunction": "7",
         "MigrateFunction": None,
+        "RebuildFunction": None,
     }

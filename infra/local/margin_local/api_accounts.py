@@ -77,6 +77,7 @@ def call_each_function(client: EngineClient) -> None:
     client.trade({}, "none")
     client.set_mark_price("", "")
     _get(f"{client.url}/liquidations?limit=1")
+    _get(f"{client.url}/controls?limit=1")
     # Unknown where the accounts are others than the demo's.
     with contextlib.suppress(urllib.error.HTTPError):
         _get(f"{client.url}/positions/{min(DEPOSITS)}")

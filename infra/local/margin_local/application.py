@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import accounts_api
+import controls_api
 import history_api
 import margin_report_api
 import mark_price_api
@@ -34,6 +35,7 @@ def make_application(*, title: str = "Margin", version: str = __version__) -> Fa
         margin_report_api.router,
         history_api.router,
         accounts_api.router,
+        controls_api.router,
         status_api.router,
         title=title,
         version=version,

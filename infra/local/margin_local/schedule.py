@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import journal_drain_handler
 import liquidation_scan_handler
+import reconcile_handler
 from margin import time_budget
 from margin.errors import MarginError, UnavailableError
 from margin.observability import flush_metrics, logger
@@ -22,6 +23,7 @@ FUNCTION_TIMEOUT_S = 30.0
 SCHEDULED: Mapping[str, tuple[float, Callable[[dict[str, Any]], Awaitable[object]]]] = {
     "liquidation_scan": (10.0, liquidation_scan_handler.scan),
     "journal_drain": (5.0, journal_drain_handler.drain),
+    "reconcile": (60.0, reconcile_handler.reconcile),
 }
 WATCH_EVERY_S = 0.5
 

@@ -77,7 +77,12 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
 
-async def serve(settings: Settings, stores: LocalStores, listener: socket.socket) -> None:
+async def serve(
+    settings: Settings,
+    stores: LocalStores,
+    listener: socket.socket,
+    make_engine: Callable[[Settings], runtime.Engine] = runtime.Engine,
+) -> None:
     """Run the engine until SIGINT or SIGTERM.
 
     Parameters
@@ -88,8 +93,10 @@ async def serve(settings: Settings, stores: LocalStores, listener: socket.socket
         Watched, and started again when they die.
     listener : socket
         Where to serve; bound already.
+    make_engine : callable
+        Composes the engine.
     """
-    engine = runtime.Engine(settings)
+    engine = make_engine(settings)
     runtime.use(engine)
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
@@ -125,8 +132,12 @@ async def serve(settings: Settings, stores: LocalStores, listener: socket.socket
         runtime.use(None)
 
 
-def run(settings: Settings, environment: dict[str, str]) -> None:
-    """Start everything, serve, stop everything.
+def run(
+    settings: Settings,
+    environment: dict[str, str],
+    make_engine: Callable[[Settings], runtime.Engine] = runtime.Engine,
+) -> None:
+    """Start everything, serve, stop everything; ``make_engine`` composes the engine.
 
     Raises
     ------
@@ -139,7 +150,7 @@ def run(settings: Settings, environment: dict[str, str]) -> None:
         try:
             settings = stores.start()
             migrate(settings)
-            asyncio.run(serve(settings, stores, listener))
+            asyncio.run(serve(settings, stores, listener, make_engine))
         finally:
             stores.stop()
 

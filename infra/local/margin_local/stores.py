@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from margin_local.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
+from margin_local.servers import DirectoryInUseError, EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,9 +55,35 @@ class LocalStores:
         EmbeddedServerError
             A server cannot be started; one line says why.
         """
-        settings = self._given
         for server in self._servers:
             server.start()
+        return self._addressed()
+
+    def start_or_join(self) -> Settings:
+        """Start the embedded servers that no other process runs, and find those that one does; see `start`."""
+        for server in self._servers:
+            try:
+                server.start()
+            except DirectoryInUseError:
+                server.join()
+        return self._addressed()
+
+    @property
+    def started_postgres(self) -> bool:
+        """Whether an embedded PostgreSQL was started here."""
+        return self._postgres is not None and self._postgres.alive()
+
+    def restart_dead(self) -> list[str]:
+        """Start again what has died, on the same port; names what it was."""
+        return [type(server).__name__ for server in self._servers if server.restart_if_dead()]
+
+    def stop(self) -> None:
+        """Stop what was started, the last first."""
+        for server in reversed(self._servers):
+            server.stop()
+
+    def _addressed(self) -> Settings:
+        settings = self._given
         if self._valkey is not None:
             settings = dataclasses.replace(
                 settings, redis_host=self._valkey.host, redis_port=self._valkey.port, redis_password="", redis_db=0
@@ -71,15 +97,6 @@ class LocalStores:
                 postgres_password="",
             )
         return settings
-
-    def restart_dead(self) -> list[str]:
-        """Start again what has died, on the same port; names what it was."""
-        return [type(server).__name__ for server in self._servers if server.restart_if_dead()]
-
-    def stop(self) -> None:
-        """Stop what was started, the last first."""
-        for server in reversed(self._servers):
-            server.stop()
 
 
 def _path(environment: Mapping[str, str], variable: str) -> Path | None:

@@ -15,6 +15,7 @@ class Caller:
 
 
 NOBODY = Caller(subject=None, source_ip=None)
+ENGINE = Caller(subject="engine", source_ip=None)
 
 
 def caller_of(event: dict[str, Any]) -> Caller:

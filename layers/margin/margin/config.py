@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PARTITIONS_MAX = 1024
+HISTORY_INLINE = "inline"
+HISTORY_DRAIN = "drain"
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"", "0", "false", "no", "off"})
@@ -64,8 +66,10 @@ class Settings:
     liquidations_queue_url: str = ""
 
     partitions: int = 1
+    history: str = HISTORY_INLINE
     idempotency_ttl_s: int = 86_400
     crossed_inline_max: int = 100
+    sweep_cycle_s: int = 900
     crossed_queued_max: int = 10_000
     report_ttl_s: int = 300
     report_accounts_max: int = 50_000
@@ -87,6 +91,12 @@ class Settings:
         settings = cls(**values)
         if not 1 <= settings.partitions <= PARTITIONS_MAX:
             message = f"PARTITIONS must be from 1 to {PARTITIONS_MAX}, not {settings.partitions}"
+            raise SettingError(message)
+        if settings.history not in {HISTORY_INLINE, HISTORY_DRAIN}:
+            message = f"HISTORY must be {HISTORY_INLINE} or {HISTORY_DRAIN}, not {settings.history!r}"
+            raise SettingError(message)
+        if settings.sweep_cycle_s < 0:
+            message = "SWEEP_CYCLE_S must be zero (all accounts at each scan) or above"
             raise SettingError(message)
         for name in ("redis_timeout_s", "postgres_connect_timeout_s", "postgres_timeout_s", "idempotency_ttl_s"):
             if getattr(settings, name) <= 0:

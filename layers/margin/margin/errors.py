@@ -20,9 +20,13 @@
     ├── ConflictError            409
     │   ├── IdempotencyKeyReusedError
     │   ├── ContentionError
+    │   ├── EventsBlockedError
     │   └── HistoryForkError
     └── UnavailableError         503  with Retry-After
         ├── StateNotLoadedError
+        │   ├── OpeningUnderWayError
+        │   ├── EpochsExhaustedError
+        │   └── HistoryLostError
         ├── RedisUnavailableError
         │   ├── RedisTimeoutError
         │   └── RedisRefusedError
@@ -191,6 +195,13 @@ class ContentionError(ConflictError):
     retryable = True
 
 
+class EventsBlockedError(ConflictError):
+    """History refuses an event of the account, whoever tries; nothing can pass it."""
+
+    code = "EVENTS_BLOCKED"
+    title = "Events are blocked"
+
+
 class HistoryForkError(ConflictError):
     """History holds another event in this place: the request was undone and nothing of it remains."""
 
@@ -215,6 +226,24 @@ class StateNotLoadedError(UnavailableError):
     code = "STATE_NOT_LOADED"
     title = "State is not loaded"
     retry_after_s = 2
+
+
+class OpeningUnderWayError(StateNotLoadedError):
+    """Another process is opening or rebuilding the state at this moment."""
+
+
+class EpochsExhaustedError(StateNotLoadedError):
+    """There were so many openings that a later epoch has no room in an event id."""
+
+    code = "EPOCHS_EXHAUSTED"
+    title = "No epoch is left"
+
+
+class HistoryLostError(StateNotLoadedError):
+    """Redis holds what history has lost: nothing is opened until somebody has decided which of them is right."""
+
+    code = "HISTORY_LOST"
+    title = "History has lost events"
 
 
 class RedisUnavailableError(UnavailableError):

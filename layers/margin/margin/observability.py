@@ -28,7 +28,9 @@ class MetricName(StrEnum):
     TRADES_EXECUTED = "TradesExecuted"
     TRADES_REFUSED = "TradesRefused"
     LIQUIDATIONS = "Liquidations"
+    LIQUIDATION_MISSES = "LiquidationMisses"
     LIQUIDATION_SHORTFALLS = "LiquidationShortfalls"
+    LIQUIDATIONS_PUT_OFF = "LiquidationsPutOff"
     MARK_PRICES = "MarkPrices"
     ACCOUNTS_EVALUATED = "AccountsEvaluated"
     HISTORY_PENDING = "HistoryPending"
@@ -36,6 +38,7 @@ class MetricName(StrEnum):
     HISTORY_BLOCKED = "HistoryBlocked"
     COMMIT_CONFLICTS = "CommitConflicts"
     STORE_UNAVAILABLE = "StoreUnavailable"
+    RECONCILE_DIFFERENCES = "ReconcileDifferences"
 
 
 @unique
@@ -45,6 +48,7 @@ class GaugeName(StrEnum):
     HISTORY_PENDING_AGE = "HistoryPendingAgeS"
     MARK_AGE = "MarkAgeS"
     INSURANCE_FUND_DEFICIT = "InsuranceFundDeficit"
+    RECONCILE_AGE = "ReconcileAgeS"
 
 
 logger = Logger(service=SERVICE, utc=True, use_rfc3339=True, serialize_stacktrace=False)

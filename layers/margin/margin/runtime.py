@@ -17,26 +17,35 @@ from margin.clients.account_redis import AccountRedisClient
 from margin.clients.base_redis import make_redis
 from margin.clients.credentials import postgres_password
 from margin.clients.market_redis import MarketRedisClient
-from margin.config import Settings
+from margin.config import HISTORY_DRAIN, Settings
+from margin.domain.event import AcknowledgedBy
 from margin.services.healing import HealingService
 from margin.services.journal import Journal
 from margin.services.liquidation import LiquidationService
 
 if TYPE_CHECKING:
+    from margin.clients.audit_postgres import AuditPostgresClient
+    from margin.clients.control_postgres import ControlPostgresClient
     from margin.clients.partition_redis import PartitionRedisClient
     from margin.clients.postgres import PostgresClient
+    from margin.services.controls import ControlService
     from margin.services.drain import DrainService
     from margin.services.funds import FundsService
     from margin.services.health import HealthService
     from margin.services.history import HistoryService
     from margin.services.margin import MarginService
+    from margin.services.mark_records import MarkRecordService
     from margin.services.marks import MarkPriceService
-    from margin.services.opening import OpeningService
+    from margin.services.opening import Layout, OpeningService
+    from margin.services.rebuilding import RebuildService
+    from margin.services.reconcile import ReconcileService
     from margin.services.report import ReportService
+    from margin.services.scan import ScanService
     from margin.services.trading import TradingService
 
 
 OPENING_TIMEOUT_S = 30.0
+AUDIT_TIMEOUT_S = 10.0
 
 
 class Engine:
@@ -56,7 +65,7 @@ class Engine:
         for name in ("_redis", "_opening_redis"):
             if name in self.__dict__:
                 await self.__dict__[name].aclose(close_connection_pool=True)
-        for name in ("history_store", "_opening_history"):
+        for name in ("history_store", "_opening_history", "_control_history", "_audit_history"):
             if name in self.__dict__:
                 await self.__dict__[name].close()
 
@@ -145,11 +154,28 @@ class Engine:
         return LiquidationService(self.accounts, self.market, self._journal)
 
     @cached_property
+    def scans(self) -> ScanService:
+        """What the schedule does beside mark prices."""
+        from margin.services.scan import ScanService
+
+        cycle_s = self.settings.sweep_cycle_s
+        return ScanService(self.accounts, self.market, self.liquidations, sweep_cycle_s=cycle_s)
+
+    @cached_property
     def history(self) -> HistoryService:
         """Trade and liquidation history."""
         from margin.services.history import HistoryService
 
         return HistoryService(self.history_store)
+
+    @cached_property
+    def controls(self) -> ControlService:
+        """Pause switches; they are set whatever the markers say."""
+        from margin.clients.control_redis import ControlRedisClient
+        from margin.services.controls import ControlService
+
+        store = ControlRedisClient(self._opening_redis, self.settings.partitions)
+        return ControlService(self._control_history, store)
 
     @cached_property
     def health(self) -> HealthService:
@@ -163,20 +189,58 @@ class Engine:
         """Pending events."""
         from margin.services.drain import DrainService
 
-        return DrainService(self.accounts, self.history_store, self._journal)
+        return DrainService(self.accounts, self.history_store, self._journal, self._healing, self.controls)
+
+    @cached_property
+    def mark_records(self) -> MarkRecordService:
+        """Mark prices in history."""
+        from margin.services.mark_records import MarkRecordService
+
+        return MarkRecordService(self.market, self.history_store)
+
+    @cached_property
+    def rebuilding(self) -> RebuildService:
+        """Rebuilds accounts and partitions."""
+        from margin.services.rebuilding import RebuildService
+
+        return RebuildService(self._layout(self.settings.partitions), self._opening_history, self.opening)
 
     @cached_property
     def opening(self) -> OpeningService:
-        """Opens partitions; all its clients connect whatever the markers say, because it is who writes them."""
-        from margin.services.drain import DrainService
+        """Opens partitions."""
         from margin.services.opening import OpeningService
 
-        partitions = self.settings.partitions
-        accounts = AccountRedisClient(self._opening_redis, partitions)
-        market = MarketRedisClient(self._opening_redis, partitions)
+        return OpeningService(self._layout(self.settings.partitions), self._opening_history, self._layout)
+
+    def _layout(self, partitions: int) -> Layout:
+        """Redis divided into some partitions; the clients connect whatever the markers say: it is who writes them."""
+        from margin.clients.control_redis import ControlRedisClient
+        from margin.clients.partition_redis import PartitionRedisClient
+        from margin.services.controls import ControlService
+        from margin.services.drain import DrainService
+        from margin.services.opening import Layout
+
+        redis, history = self._opening_redis, self._opening_history
+        accounts = AccountRedisClient(redis, partitions)
+        market = MarketRedisClient(redis, partitions)
         healing = HealingService(accounts, market)
-        drain = DrainService(accounts, self._opening_history, self._make_journal(accounts, healing))
-        return OpeningService(self.partitions, accounts, self._opening_history, healing, drain)
+        controls = ControlService(self._control_history, ControlRedisClient(redis, partitions))
+        return Layout(
+            partitions=PartitionRedisClient(redis, partitions),
+            accounts=accounts,
+            market=market,
+            healing=healing,
+            controls=controls,
+            drain=DrainService(accounts, history, self._make_journal(accounts, healing), healing, controls),
+        )
+
+    @cached_property
+    def reconcile(self) -> ReconcileService:
+        """Compares the stores."""
+        from margin.clients.audit_redis import AuditRedisClient
+        from margin.services.reconcile import ReconcileService
+
+        return ReconcileService(self._audit_history, AuditRedisClient(self._redis, self.settings.partitions))
 
     @cached_property
     def _redis(self):  # type: ignore[no-untyped-def]  # noqa: ANN202 - the driver's own generic type
@@ -194,12 +258,35 @@ class Engine:
         return PostgresClient(dataclasses.replace(self.settings, postgres_timeout_s=OPENING_TIMEOUT_S))
 
     @cached_property
+    def _audit_history(self) -> AuditPostgresClient:
+        from margin.clients.audit_postgres import AuditPostgresClient
+
+        return AuditPostgresClient(dataclasses.replace(self.settings, postgres_timeout_s=AUDIT_TIMEOUT_S))
+
+    @cached_property
+    def _control_history(self) -> ControlPostgresClient:
+        from margin.clients.control_postgres import ControlPostgresClient
+
+        return ControlPostgresClient(self.settings)
+
+    @cached_property
     def _journal(self) -> Journal:
-        return self._make_journal(self.accounts, HealingService(self.accounts, self.market))
+        return self._make_journal(self.accounts, self._healing)
+
+    @cached_property
+    def _healing(self) -> HealingService:
+        return HealingService(self.accounts, self.market)
 
     def _make_journal(self, accounts: AccountRedisClient, healing: HealingService) -> Journal:
-        ttl_s = self.settings.idempotency_ttl_s
-        return Journal(accounts, self.history_store, healing, idempotency_ttl_s=ttl_s)
+        settings = self.settings
+        by = AcknowledgedBy.REDIS if settings.history == HISTORY_DRAIN else AcknowledgedBy.HISTORY
+        return Journal(
+            accounts,
+            self.history_store,
+            healing,
+            idempotency_ttl_s=settings.idempotency_ttl_s,
+            acknowledged_by=by,
+        )
 
 
 _engines: list[Engine] = []

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import accounts_api
+import controls_api
 import history_api
 import margin_report_api
 import mark_price_api
@@ -29,6 +30,7 @@ HANDLERS = {
     "trades": history_api.handler,
     "liquidations": history_api.handler,
     "accounts": accounts_api.handler,
+    "controls": controls_api.handler,
     "health": status_api.handler,
 }
 """The function that the gateway hands a path to, by the first part of the path."""

@@ -35,7 +35,7 @@ class Route:
         return exchange.call(self.method, self.path, None if self.fields is None else self.text(**changes))
 
 
-POSTS = {
+WRITES = {
     "trade": Route(
         "POST",
         "/trade",
@@ -44,15 +44,19 @@ POSTS = {
     "mark price": Route("POST", "/mark-price", {"symbol": '"BTC-PERP"', "price": "50000"}),
     "deposit": Route("POST", "/accounts/7/deposits", {"amount": "1"}),
     "withdrawal": Route("POST", "/accounts/7/withdrawals", {"amount": "1"}),
+    "engine switch": Route("PUT", "/controls/engine", {"state": '"active"', "reason": '"a test"'}),
+    "symbol switch": Route("PUT", "/controls/symbols/BTC-PERP", {"state": '"active"', "reason": '"a test"'}),
+    "account switch": Route("PUT", "/controls/accounts/7", {"state": '"active"', "reason": '"a test"'}),
 }
 GETS = {
     "positions": Route("GET", "/positions/7"),
     "report": Route("GET", "/margin-report"),
     "trades": Route("GET", "/trades/7"),
     "liquidations": Route("GET", "/liquidations"),
+    "controls": Route("GET", "/controls"),
     "health": Route("GET", "/health"),
 }
-ROUTES = POSTS | GETS
+ROUTES = WRITES | GETS
 WITH_KEY = ("trade", "deposit", "withdrawal")
 MONEY = [
     ("trade", "quantity"),
@@ -62,7 +66,8 @@ MONEY = [
     ("withdrawal", "amount"),
 ]
 SYMBOLS = ["trade", "mark price"]
-PATHS = ["/positions/{}", "/trades/{}", "/accounts/{}/deposits", "/accounts/{}/withdrawals"]
+SWITCHES = ["engine switch", "symbol switch", "account switch"]
+PATHS = ["/positions/{}", "/trades/{}", "/accounts/{}/deposits", "/accounts/{}/withdrawals", "/controls/accounts/{}"]
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -72,7 +77,7 @@ def test_the_good_request_that_the_bad_ones_are_made_of_is_accepted(furnished: E
 
 def test_every_route_of_the_api_is_here() -> None:
     documented = {
-        (method.upper(), path.replace("{account_id}", "7"))
+        (method.upper(), path.replace("{account_id}", "7").replace("{symbol}", "BTC-PERP"))
         for path, methods in make_application().openapi()["paths"].items()
         for method in methods
     }
@@ -81,10 +86,10 @@ def test_every_route_of_the_api_is_here() -> None:
 
 def test_what_is_compared_before_and_after_sees_a_write(furnished: Exchange) -> None:
     keys, rows = furnished.stores.contents()
-    assert POSTS["deposit"].send(furnished).status == 200
+    assert WRITES["deposit"].send(furnished).status == 200
     assert (furnished.stores.keys() != keys, furnished.stores.rows() != rows) == (True, True)
     keys, rows = furnished.stores.contents()
-    assert POSTS["mark price"].send(furnished).status == 200
+    assert WRITES["mark price"].send(furnished).status == 200
     assert (furnished.stores.keys() != keys, furnished.stores.rows() != rows) == (True, False)
 
 
@@ -119,13 +124,13 @@ NOT_MONEY = {
 @pytest.mark.parametrize(("route", "field"), MONEY)
 @pytest.mark.parametrize("text", NOT_MONEY.values(), ids=NOT_MONEY)
 def test_what_is_no_amount_is_refused_by_name(unchanged: Exchange, route: str, field: str, text: str) -> None:
-    assert_problem(POSTS[route].send(unchanged, **{field: text}), 422, "INVALID_REQUEST", field)
+    assert_problem(WRITES[route].send(unchanged, **{field: text}), 422, "INVALID_REQUEST", field)
 
 
 @pytest.mark.parametrize(("route", "field"), MONEY)
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
 def test_a_number_that_json_does_not_have_is_refused(unchanged: Exchange, route: str, field: str, text: str) -> None:
-    detail = assert_problem(POSTS[route].send(unchanged, **{field: text}), 422, "INVALID_REQUEST", "body")
+    detail = assert_problem(WRITES[route].send(unchanged, **{field: text}), 422, "INVALID_REQUEST", "body")
     assert "finite" in detail
 
 
@@ -147,14 +152,14 @@ NOT_A_SYMBOL = {
 @pytest.mark.parametrize("route", SYMBOLS)
 @pytest.mark.parametrize("symbol", NOT_A_SYMBOL.values(), ids=NOT_A_SYMBOL)
 def test_what_is_no_symbol_is_refused_by_name(unchanged: Exchange, route: str, symbol: str) -> None:
-    reply = POSTS[route].send(unchanged, symbol=json.dumps(symbol))
+    reply = WRITES[route].send(unchanged, symbol=json.dumps(symbol))
     assert_problem(reply, 422, "INVALID_REQUEST", "symbol")
 
 
 @pytest.mark.parametrize("route", SYMBOLS)
 @pytest.mark.parametrize("text", ["1", "true", "null", '["BTC-PERP"]', '{"a": "BTC-PERP"}'])
 def test_a_symbol_of_another_type_is_refused_by_name(unchanged: Exchange, route: str, text: str) -> None:
-    assert_problem(POSTS[route].send(unchanged, symbol=text), 422, "INVALID_REQUEST", "symbol")
+    assert_problem(WRITES[route].send(unchanged, symbol=text), 422, "INVALID_REQUEST", "symbol")
 
 
 @pytest.mark.parametrize("symbol", NOT_A_SYMBOL.values(), ids=NOT_A_SYMBOL)
@@ -165,7 +170,40 @@ def test_what_is_no_symbol_in_the_query_is_refused_by_name(unchanged: Exchange, 
 
 @pytest.mark.parametrize("text", ['"buy"', '"HOLD"', '""', '"BUY "', "1", "true", "null", '["BUY"]'])
 def test_an_unknown_side_is_refused_by_name(unchanged: Exchange, text: str) -> None:
-    assert_problem(POSTS["trade"].send(unchanged, side=text), 422, "INVALID_REQUEST", "side")
+    assert_problem(WRITES["trade"].send(unchanged, side=text), 422, "INVALID_REQUEST", "side")
+
+
+@pytest.mark.parametrize("symbol", NOT_A_SYMBOL.values(), ids=NOT_A_SYMBOL)
+def test_what_is_no_symbol_in_the_path_is_refused_by_name(unchanged: Exchange, symbol: str) -> None:
+    good = WRITES["symbol switch"]
+    reply = Route(good.method, f"/controls/symbols/{quote(symbol)}", good.fields).send(unchanged)
+    if symbol:
+        assert_problem(reply, 422, "INVALID_REQUEST", "path.symbol")
+    else:
+        assert_problem(reply, 404, "UNKNOWN_PATH")
+
+
+@pytest.mark.parametrize("route", SWITCHES)
+@pytest.mark.parametrize("text", ['"Paused"', '"reduce_only"', '""', '"paused "', "1", "true", "null", '["paused"]'])
+def test_an_unknown_state_is_refused_by_name(unchanged: Exchange, route: str, text: str) -> None:
+    assert_problem(WRITES[route].send(unchanged, state=text), 422, "INVALID_REQUEST", "state")
+
+
+NOT_A_REASON = {
+    "empty": "",
+    "a space": " ",
+    "a space before it": " because",
+    "two lines": "because\nof this",
+    "a null character": "because\0",
+    "501 characters": "x" * 501,
+}
+
+
+@pytest.mark.parametrize("route", SWITCHES)
+@pytest.mark.parametrize("reason", NOT_A_REASON.values(), ids=NOT_A_REASON)
+def test_what_is_no_reason_is_refused_by_name(unchanged: Exchange, route: str, reason: str) -> None:
+    reply = WRITES[route].send(unchanged, reason=json.dumps(reason))
+    assert_problem(reply, 422, "INVALID_REQUEST", "reason")
 
 
 NOT_AN_ACCOUNT = ["0", "-1", str(2**63), "true", "1.0", "1e0", "01", "1:2", "\u0661", "1" * 40, "seven"]
@@ -173,20 +211,20 @@ NOT_AN_ACCOUNT = ["0", "-1", str(2**63), "true", "1.0", "1e0", "01", "1:2", "\u0
 
 @pytest.mark.parametrize("account", NOT_AN_ACCOUNT)
 def test_what_is_no_account_as_a_string_is_refused_by_name(unchanged: Exchange, account: str) -> None:
-    reply = POSTS["trade"].send(unchanged, account_id=json.dumps(account))
+    reply = WRITES["trade"].send(unchanged, account_id=json.dumps(account))
     assert_problem(reply, 422, "INVALID_REQUEST", "account_id")
 
 
 @pytest.mark.parametrize("text", ["0", "-1", str(2**63), "true", "1.0", "1e0", "null", '""', "[7]", "{}", "1" * 40])
 def test_what_is_no_account_in_the_body_is_refused_by_name(unchanged: Exchange, text: str) -> None:
-    assert_problem(POSTS["trade"].send(unchanged, account_id=text), 422, "INVALID_REQUEST", "account_id")
+    assert_problem(WRITES["trade"].send(unchanged, account_id=text), 422, "INVALID_REQUEST", "account_id")
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("account", [*NOT_AN_ACCOUNT, " 7", "7\n", "7\0", "{7}", "*"])
 def test_what_is_no_account_in_the_path_is_refused_by_name(unchanged: Exchange, path: str, account: str) -> None:
-    method, body = ("POST", {"amount": "1"}) if path.startswith("/accounts") else ("GET", None)
-    reply = unchanged.call(method, path.format(quote(account)), body)
+    (good,) = (route for route in ROUTES.values() if route.path == path.format(7))
+    reply = Route(good.method, path.format(quote(account)), good.fields).send(unchanged)
     assert_problem(reply, 422, "INVALID_REQUEST", "path.account_id")
 
 
@@ -196,12 +234,12 @@ def test_what_is_no_account_in_the_query_is_refused_by_name(unchanged: Exchange,
     assert_problem(reply, 422, "INVALID_REQUEST", "query.account_id")
 
 
-FIELDS = [(name, field) for name, route in POSTS.items() for field in route.fields or ()]
+FIELDS = [(name, field) for name, route in WRITES.items() for field in route.fields or ()]
 
 
 @pytest.mark.parametrize(("route", "field"), FIELDS)
 def test_a_missing_field_is_refused_by_name(unchanged: Exchange, route: str, field: str) -> None:
-    good = POSTS[route]
+    good = WRITES[route]
     fields = {name: text for name, text in (good.fields or {}).items() if name != field}
     reply = Route(good.method, good.path, fields).send(unchanged)
     assert "required" in assert_problem(reply, 422, "INVALID_REQUEST", field)
@@ -209,15 +247,15 @@ def test_a_missing_field_is_refused_by_name(unchanged: Exchange, route: str, fie
 
 @pytest.mark.parametrize(("route", "field"), FIELDS)
 def test_a_field_given_twice_is_refused_by_name(unchanged: Exchange, route: str, field: str) -> None:
-    good = POSTS[route]
+    good = WRITES[route]
     text = f'{good.text()[:-1]}, "{field}": {(good.fields or {})[field]}}}'
     reply = unchanged.call(good.method, good.path, text)
     assert "twice" in assert_problem(reply, 422, "INVALID_REQUEST", field)
 
 
-@pytest.mark.parametrize("route", POSTS)
+@pytest.mark.parametrize("route", WRITES)
 def test_an_unknown_field_is_refused_by_name(unchanged: Exchange, route: str) -> None:
-    reply = POSTS[route].send(unchanged, leverage="10")
+    reply = WRITES[route].send(unchanged, leverage="10")
     assert_problem(reply, 422, "INVALID_REQUEST", "leverage")
 
 
@@ -238,37 +276,37 @@ NO_BODIES = {
 }
 
 
-@pytest.mark.parametrize("route", POSTS)
+@pytest.mark.parametrize("route", WRITES)
 @pytest.mark.parametrize("text", NO_BODIES.values(), ids=NO_BODIES)
 def test_what_is_no_json_object_is_refused(unchanged: Exchange, route: str, text: str) -> None:
-    reply = unchanged.call("POST", POSTS[route].path, text)
+    reply = unchanged.call(WRITES[route].method, WRITES[route].path, text)
     assert_problem(reply, 422, "INVALID_REQUEST", "body")
 
 
-@pytest.mark.parametrize("route", POSTS)
+@pytest.mark.parametrize("route", WRITES)
 def test_a_deeply_nested_field_is_refused(unchanged: Exchange, route: str) -> None:
-    reply = POSTS[route].send(unchanged, deep="[" * 5000 + "]" * 5000)
+    reply = WRITES[route].send(unchanged, deep="[" * 5000 + "]" * 5000)
     assert "nested" in assert_problem(reply, 422, "INVALID_REQUEST", "body")
 
 
-@pytest.mark.parametrize("route", POSTS)
+@pytest.mark.parametrize("route", WRITES)
 def test_bytes_that_are_not_utf_8_are_refused(unchanged: Exchange, route: str) -> None:
-    reply = unchanged.call("POST", POSTS[route].path, b'{"\xff": 1}', base64=True)
+    reply = unchanged.call(WRITES[route].method, WRITES[route].path, b'{"\xff": 1}', base64=True)
     assert "UTF-8" in assert_problem(reply, 422, "INVALID_REQUEST", "body")
 
 
-@pytest.mark.parametrize("route", POSTS)
+@pytest.mark.parametrize("route", WRITES)
 def test_two_megabytes_are_refused(unchanged: Exchange, route: str) -> None:
-    reply = POSTS[route].send(unchanged, padding='"' + "x" * 2_000_000 + '"')
+    reply = WRITES[route].send(unchanged, padding='"' + "x" * 2_000_000 + '"')
     assert_problem(reply, 413, "BODY_TOO_LARGE")
 
 
-@pytest.mark.parametrize("route", POSTS)
+@pytest.mark.parametrize("route", WRITES)
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16", ""]
 )
 def test_a_body_not_declared_as_json_is_refused(unchanged: Exchange, route: str, content_type: str) -> None:
-    good = POSTS[route]
+    good = WRITES[route]
     reply = unchanged.call(good.method, good.path, good.text(), headers={"Content-Type": content_type})
     assert "Content-Type" in assert_problem(reply, 415, "UNSUPPORTED_MEDIA_TYPE")
 
@@ -317,7 +355,7 @@ def test_an_unknown_query_parameter_is_refused_by_name(unchanged: Exchange, rout
     assert_problem(reply, 422, "INVALID_REQUEST", f"query.{name if name.isidentifier() else '?'}")
 
 
-PAGED = ("report", "trades", "liquidations")
+PAGED = ("report", "trades", "liquidations", "controls")
 
 
 @pytest.mark.parametrize("route", PAGED)
@@ -357,6 +395,8 @@ FORGED = {
     "another's key": cursor_of("report", "x:y", 0),
     "a snapshot in another script": cursor_of("report", "\u0661", 0),
     "no text for a snapshot": cursor_of("report", 1, 0),
+    "a null character for a name": cursor_of("controls", "\0"),
+    "half a surrogate pair for a name": cursor_of("controls", "\ud800"),
 }
 
 
@@ -407,7 +447,7 @@ def test_timestamps_at_the_ends_of_the_calendar_are_answered(unchanged: Exchange
 @pytest.mark.parametrize("route", WITH_KEY)
 @pytest.mark.parametrize("key", ["", " ", "-a", "~liquidation:1:1", "a b", "a\tb", "a*", "{a}", "\xe9", "x" * 129])
 def test_a_bad_idempotency_key_is_refused_by_name(unchanged: Exchange, route: str, key: str) -> None:
-    good = POSTS[route]
+    good = WRITES[route]
     reply = unchanged.call(good.method, good.path, good.text(), headers={"Idempotency-Key": key})
     assert_problem(reply, 422, "INVALID_REQUEST", "header.Idempotency-Key")
 
@@ -438,9 +478,9 @@ def test_an_unknown_account_is_404_and_is_not_opened(unchanged: Exchange, route:
     ],
 )
 def test_a_refused_trade_is_400_with_its_code(unchanged: Exchange, changes: dict[str, str], code: str) -> None:
-    assert_problem(POSTS["trade"].send(unchanged, **changes), 400, code)
+    assert_problem(WRITES["trade"].send(unchanged, **changes), 400, code)
 
 
 def test_a_withdrawal_of_more_than_is_withdrawable_is_400(unchanged: Exchange) -> None:
-    reply = POSTS["withdrawal"].send(unchanged, amount="100000")
+    reply = WRITES["withdrawal"].send(unchanged, amount="100000")
     assert_problem(reply, 400, "INSUFFICIENT_WITHDRAWABLE")

@@ -221,9 +221,11 @@ def nothing_is_left_to_do_and_the_books_balance(exchange: Exchange) -> None:
     scanned = liquidation_scan_handler.handler(SCHEDULE, LambdaContext())
     assert scanned.pop("oldest_mark_age_s") < 60
     assert scanned == {
-        "accounts": 3,
-        "candidates": 0,
+        "crossed": 0,
+        "swept": 3,
+        "missed": [],
         "liquidated": [],
+        "put_off": 0,
         "unvalued": 0,
         "failed": 0,
         "complete": True,
@@ -233,6 +235,8 @@ def nothing_is_left_to_do_and_the_books_balance(exchange: Exchange) -> None:
         "accounts": 0,
         "waiting_accounts": 0,
         "oldest_s": 0.0,
+        "set_aside": 0,
+        "healed": 0,
     }
     assert exchange.stores.postgres.execute("select sum(amount) from ledger_lines").fetchone() == (0,)
 
@@ -249,7 +253,7 @@ def test_the_scan_liquidates_whom_no_mark_price_brought_to_evaluation(exchange: 
 
     scanned = liquidation_scan_handler.handler(SCHEDULE, LambdaContext())
 
-    assert (scanned["accounts"], scanned["candidates"], scanned["liquidated"]) == (1, 1, [3])
+    assert (scanned["crossed"], scanned["swept"], scanned["liquidated"]) == (1, 1, [3])
     assert [row["account_id"] for row in exchange.get("/liquidations")["liquidations"]] == [3]
 
 

@@ -40,6 +40,7 @@ def test_first_start_clears_what_an_interrupted_one_left_and_makes_the_database(
         "data",
         "databases",
         "owner.lock",
+        "port",
         "postgres.log",
         "server.lock",
     ]

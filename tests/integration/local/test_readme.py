@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 README = Path(__file__).parents[3] / "README.md"
 BASE = "http://localhost:8000"
-OF_THEIR_MOMENT = {"id", "trade_id", "entry_id", "timestamp", "as_of", "request_id", "next_cursor"}
+OF_THEIR_MOMENT = {
+    *("id", "trade_id", "entry_id", "change_id", "request_id"),
+    *("timestamp", "as_of", "changed_at", "next_cursor"),
+}
 _BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from margin.ports import Appended
-from tests.chains import chain, chain_with_keys
+from tests.chains import READ_AT, chain, chain_with_keys
 from tests.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ WRITERS = 30
 
 async def _append(engine: Engine, events: Sequence[StoredEvent]) -> dict[int, Appended]:
     async with engine.history_store.reserve() as writer:
-        return await writer.append(events)
+        return await writer.append(events, READ_AT)
 
 
 def _ids(events: Sequence[StoredEvent]) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ async def test_batch_is_stored_in_one_statement(make_engine: MakeEngine, setting
         events = chain(1, 50)
         async with engine.history_store.reserve() as writer:
             before = proxy.round_trips
-            assert await writer.append(events) == {1: Appended(_ids(events))}
+            assert await writer.append(events, READ_AT) == {1: Appended(_ids(events))}
             assert proxy.round_trips - before == 1
     assert _stored(query) == _ids(events)
     assert query("select count(distinct xmin::text) from events") == [(1,)]

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from margin.domain.controls import account_control, symbol_control
 from margin.domain.order import Order
 from margin.domain.position import Side
 from margin.domain.safe_zone import Trigger, TriggerSide
 from margin.errors import StateNotLoadedError
-from margin.ports import Committed, Conflict, StoredResult, account_control, symbol_control
+from margin.ports import Committed, Conflict, StoredResult
 from margin.services.journal import WriteRequest
 from margin.services.trading import _decide
 from tests.actions import BTC, buy, deposit, mark

@@ -24,7 +24,7 @@ CALLS: dict[str, Callable[[Engine], Awaitable[object]]] = {
     "mark price": lambda engine: mark(engine, "50001"),
     "margin of an account": lambda engine: engine.margin.account_margin(1),
     "report": lambda engine: engine.report.page(limit=10, cursor=None),
-    "scan": lambda engine: engine.liquidations.scan(),
+    "scan": lambda engine: engine.scans.scan(),
     "drain": lambda engine: engine.drain.drain(),
     "trade history": lambda engine: engine.history.trades(1),
     "health": lambda engine: engine.health.check(),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import redis
 
     from margin.domain.event import StoredEvent
-    from margin.ports import Appended, HistoryWriter
+    from margin.ports import Appended, HistoryWriter, ReadAt
     from margin.services.journal import Outcome
     from tests.integration.conftest import MakeEngine
 
@@ -39,10 +39,10 @@ class _HesitatingWriter:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
 
-    async def append(self, events: Sequence[StoredEvent]) -> dict[int, Appended]:
+    async def append(self, events: Sequence[StoredEvent], read_at: ReadAt) -> dict[int, Appended]:
         self._arrived.set()
         await self._go_on.wait()
-        return await self._writer.append(events)
+        return await self._writer.append(events, read_at)
 
 
 class _HesitatingHistory(PostgresClient):

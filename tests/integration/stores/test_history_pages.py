@@ -11,7 +11,7 @@ import pytest
 
 from margin.clients import postgres
 from margin.errors import CursorInvalidError, UnknownAccountError
-from margin.ports import TradeQuery
+from margin.ports.queries import TradeQuery
 from tests.actions import BTC, ETH, deposit
 
 if TYPE_CHECKING:

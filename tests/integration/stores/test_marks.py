@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from margin.clients.account_redis import AccountRedisClient
 from margin.clients.market_redis import SYMBOLS_MAX
 from margin.errors import LimitExceededError, StateNotLoadedError
-from margin.runtime import Engine
 from margin.services.liquidation import Verdict
 from tests.actions import BTC, ETH, buy, deposit, mark, sell, withdraw
 from tests.integration.stores.hot_state import hot_state
+from tests.integration.stores.interrupted import InterruptedEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     import redis
 
-    from margin.ports import Commit, CommitReply
+    from margin.runtime import Engine
     from tests.integration.conftest import MakeEngine
 
     Query = Callable[..., list[tuple[Any, ...]]]
@@ -79,7 +77,7 @@ async def test_partition_that_lags_is_brought_up_by_the_scan(make_engine: MakeEn
     stamp = str(int(store.hget("{p0}:mark_stamps", BTC)) + 1)
     store.hset("{p0}:mark_prices", BTC, "39999")
     store.hset("{p0}:mark_stamps", BTC, stamp)
-    report = await engine.liquidations.scan()
+    report = await engine.scans.scan()
     assert report.liquidated == [1]
     assert (store.hget("{p1}:mark_prices", BTC), store.hget("{p1}:mark_stamps", BTC)) == ("39999", stamp)
 
@@ -135,8 +133,8 @@ async def test_accounts_beyond_those_evaluated_at_once_are_left_to_the_scan(make
         await _long(engine, account_id)
     outcome = await mark(engine, "39999")
     assert (outcome.at_risk, len(outcome.liquidated)) == (5, 2)
-    report = await engine.liquidations.scan()
-    assert (report.accounts, report.candidates, len(report.liquidated)) == (5, 3, 3)
+    report = await engine.scans.scan()
+    assert (report.crossed, report.swept, len(report.liquidated)) == (3, 5, 3)
 
 
 async def test_two_symbols_of_one_call_are_judged_together(engine: Engine, query: Query) -> None:
@@ -154,8 +152,8 @@ async def test_two_symbols_of_one_call_are_judged_together(engine: Engine, query
 async def test_trade_committed_on_an_older_mark_is_told_crossed_and_evaluated(
     make_engine: MakeEngine, query: Query
 ) -> None:
-    engine = await make_engine(kind=_Interrupted)
-    assert isinstance(engine, _Interrupted)
+    engine = await make_engine(kind=InterruptedEngine)
+    assert isinstance(engine, InterruptedEngine)
     await mark(engine, "50000")
     await deposit(engine, 1, "10000")
     engine.before_commit(lambda: _set(engine, "44000"))
@@ -165,8 +163,8 @@ async def test_trade_committed_on_an_older_mark_is_told_crossed_and_evaluated(
 
 
 async def test_withdrawal_decided_on_an_older_mark_is_decided_again(make_engine: MakeEngine, query: Query) -> None:
-    engine = await make_engine(kind=_Interrupted)
-    assert isinstance(engine, _Interrupted)
+    engine = await make_engine(kind=InterruptedEngine)
+    assert isinstance(engine, InterruptedEngine)
     await mark(engine, "50000")
     await deposit(engine, 1, "20000")
     await buy(engine, 1, "1", "50000")
@@ -179,8 +177,8 @@ async def test_withdrawal_decided_on_an_older_mark_is_decided_again(make_engine:
 async def test_price_that_recovers_before_the_liquidation_commits_saves_the_account(
     make_engine: MakeEngine, query: Query
 ) -> None:
-    engine = await make_engine(kind=_Interrupted)
-    assert isinstance(engine, _Interrupted)
+    engine = await make_engine(kind=InterruptedEngine)
+    assert isinstance(engine, InterruptedEngine)
     await mark(engine, "50000")
     await _long(engine)
     engine.before_commit(lambda: _set(engine, "50000"))
@@ -244,24 +242,3 @@ async def test_mark_price_needs_a_loaded_state(engine: Engine, store: redis.Redi
     with pytest.raises(StateNotLoadedError):
         await mark(engine, "50000")
     assert not store.exists("mark_prices")
-
-
-class _InterruptedAccounts(AccountRedisClient):
-    """Does something else, once, between a decision and its commit."""
-
-    interruption: Callable[[], Awaitable[object]] | None = None
-
-    async def commit(self, commit: Commit) -> CommitReply:
-        interruption, self.interruption = self.interruption, None
-        if interruption is not None:
-            await interruption()
-        return await super().commit(commit)
-
-
-class _Interrupted(Engine):
-    @cached_property
-    def accounts(self) -> _InterruptedAccounts:
-        return _InterruptedAccounts(self._redis, self.settings.partitions)
-
-    def before_commit(self, interruption: Callable[[], Awaitable[object]]) -> None:
-        self.accounts.interruption = interruption

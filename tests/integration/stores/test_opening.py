@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
@@ -20,24 +19,23 @@ from margin.clients.postgres import PostgresClient
 from margin.clients.postgres_pool import PostgresPool
 from margin.errors import (
     HistoryForkError,
+    HistoryLostError,
     IdempotencyKeyReusedError,
-    PostgresUnavailableError,
+    OpeningUnderWayError,
     StateNotLoadedError,
 )
 from margin.runtime import Engine
-from margin.services.journal import Journal
-from margin.services.trading import TradingService
 from margin_local.servers import EmbeddedValkey
 from tests.actions import BTC, ETH, buy, deposit, mark, sell, withdraw
+from tests.integration.stores.dying import DyingFunction, FunctionDiedError
 from tests.integration.stores.hot_state import hot_state
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from margin.config import Settings
-    from margin.domain.event import StoredEvent
-    from margin.ports import Appended, History, HistoryAccount, HistoryWriter
+    from margin.ports import HistoryAccount
     from tests.integration.conftest import MakeEngine
 
     Query = Callable[..., list[tuple[Any, ...]]]
@@ -206,9 +204,11 @@ class _WatchedHistory(PostgresClient):
 
     watch: Callable[[], Awaitable[object]]
 
-    async def accounts(self, after_account_id: int, limit: int) -> list[HistoryAccount]:
+    async def accounts(
+        self, after_account_id: int, limit: int, *, partition: int = 0, partitions: int = 1
+    ) -> list[HistoryAccount]:
         await self.watch()
-        return await super().accounts(after_account_id, limit)
+        return await super().accounts(after_account_id, limit, partition=partition, partitions=partitions)
 
 
 class _WatchedEngine(Engine):
@@ -257,7 +257,8 @@ async def test_server_that_is_replaced_by_an_empty_one_while_it_is_opened_is_not
         return held
 
     monkeypatch.setattr(engine.opening._accounts, "size", count_and_replace)
-    await engine.opening.open()
+    with pytest.raises(StateNotLoadedError, match="taken over"):
+        await engine.opening.open()
     monkeypatch.undo()
     assert await engine.opening.needed() == [0]
     await _assert_not_loaded(engine)
@@ -276,7 +277,10 @@ def keys_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
     async def watched(self: PostgresPool, connection: Any, query: str, parameters: Any) -> Any:
         rows = await execute(self, connection, query, parameters)
         if query == postgres._LIVE_KEYS:
-            read.append((parameters.get("account_id", 0), [row["key"] for row in rows]))
+            read.extend(
+                (account_id, [row["key"] for row in rows if row["account_id"] == account_id])
+                for account_id in parameters["account_ids"]
+            )
         return rows
 
     monkeypatch.setattr(PostgresPool, "execute", watched)
@@ -323,7 +327,7 @@ async def test_two_openings_at_once_open_once(make_engine: MakeEngine, query: Qu
     reports = await asyncio.gather(*(each.opening.open() for each in engines), return_exceptions=True)
     opened = [report for report in reports if not isinstance(report, BaseException) and report.opened]
     assert len(opened) == 1
-    assert {type(report) for report in reports if isinstance(report, BaseException)} <= {StateNotLoadedError}
+    assert {type(report) for report in reports if isinstance(report, BaseException)} <= {OpeningUnderWayError}
     assert query("select last_value, is_called from epochs") == [(1, True)]
 
 
@@ -340,7 +344,7 @@ async def test_history_that_lost_an_event_is_refused_and_nothing_is_overwritten(
             [version.partition(":")[2]],
         )
     store.delete("marker")
-    with pytest.raises(PostgresUnavailableError, match="history has lost events"):
+    with pytest.raises(HistoryLostError, match="history has lost events"):
         await engine.opening.open()
     assert store.hget("balances", "1") == "30"
     with pytest.raises(StateNotLoadedError):
@@ -353,7 +357,7 @@ async def test_history_that_lost_an_account_is_refused(engine: Engine, store: re
     with _database(settings) as connection:
         connection.execute("truncate accounts, events, ledger_lines")
     store.delete("marker")
-    with pytest.raises(PostgresUnavailableError, match="history has lost some"):
+    with pytest.raises(HistoryLostError, match="history has lost it"):
         await engine.opening.open()
     assert store.hgetall("balances") == {"1": "10", "2": "10"}
 
@@ -417,40 +421,6 @@ async def test_key_that_redis_forgot_after_its_time_is_recalled_from_history_and
     assert store.hget("balances", "1") == "10"
 
 
-class FunctionDiedError(BaseException):
-    """The process is gone: nothing catches this."""
-
-
-class _DyingWriter:
-    async def append(self, events: Sequence[StoredEvent]) -> dict[int, Appended]:
-        raise FunctionDiedError
-
-
-class _DyingHistory:
-    """A function that dies between the commit and the append."""
-
-    def __init__(self, history: History) -> None:
-        self._history = history
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._history, name)
-
-    @contextlib.asynccontextmanager
-    async def reserve(self) -> AsyncIterator[HistoryWriter]:
-        async with self._history.reserve():
-            yield _DyingWriter()
-
-
-class _DyingFunction:
-    """Trades like an engine, and dies after each commit."""
-
-    def __init__(self, engine: Engine) -> None:
-        history = _DyingHistory(engine.history_store)
-        journal = Journal(engine.accounts, history, engine._journal._healing, idempotency_ttl_s=3600)
-        self.trading = TradingService(journal, engine.liquidations)
-        self.funds, self.marks = engine.funds, engine.marks
-
-
 async def test_events_of_functions_that_died_after_the_commit_are_drained_in_order(
     engine: Engine, store: redis.Redis, query: Query
 ) -> None:
@@ -459,7 +429,7 @@ async def test_events_of_functions_that_died_after_the_commit_are_drained_in_ord
         await deposit(engine, account_id, "20000")
         for quantity in ("0.1", "0.2", "0.3"):
             with pytest.raises(FunctionDiedError):
-                await buy(_DyingFunction(engine), account_id, quantity, "50000")
+                await buy(DyingFunction(engine), account_id, quantity, "50000")
     assert query("select count(*) from trades") == [(0,)]
     assert store.zrange("pending", 0, -1) == ["1", "2"]
 
@@ -481,7 +451,7 @@ async def test_next_trade_of_the_account_stores_what_dead_functions_left_before_
     await mark(engine, "50000")
     await deposit(engine, 1, "20000")
     with pytest.raises(FunctionDiedError):
-        await buy(_DyingFunction(engine), 1, "0.1", "50000")
+        await buy(DyingFunction(engine), 1, "0.1", "50000")
     assert (await buy(engine, 1, "0.2", "50000")).final
     assert query("select n, quantity from trades join events on id = event_id order by n") == [
         (2, Decimal("0.1")),
@@ -496,7 +466,7 @@ async def test_replay_of_an_event_behind_two_hundred_pending_ones_is_not_final_b
     await deposit(engine, 1, "20000")
     for number in range(203):
         with pytest.raises(FunctionDiedError):
-            await buy(_DyingFunction(engine), 1, "0.001", "50000", key=f"k{number}")
+            await buy(DyingFunction(engine), 1, "0.001", "50000", key=f"k{number}")
     replays = [await buy(engine, 1, "0.001", "50000", key="k202") for _ in range(2)]
     assert [replay.final for replay in replays] == [False, True]
     assert query("select count(*), max(id) from trades") == [(203, replays[0].event_id)]
@@ -509,7 +479,7 @@ async def test_pending_events_survive_a_restart_and_are_drained_by_the_opening(
     await mark(engine, "50000")
     await deposit(engine, 1, "20000")
     with pytest.raises(FunctionDiedError):
-        await buy(_DyingFunction(engine), 1, "0.1", "50000", key="mine")
+        await buy(DyingFunction(engine), 1, "0.1", "50000", key="mine")
     _kill_and_restart(own_valkey)
     await _assert_not_loaded(engine)
     report = await engine.opening.open()
@@ -525,7 +495,7 @@ async def test_drains_at_once_store_each_event_once(make_engine: MakeEngine, eng
         await deposit(engine, account_id, "20000")
         for _ in range(3):
             with pytest.raises(FunctionDiedError):
-                await buy(_DyingFunction(engine), account_id, "0.1", "50000")
+                await buy(DyingFunction(engine), account_id, "0.1", "50000")
     drains = [(await make_engine()).drain.drain() for _ in range(4)]
     reports = await asyncio.gather(*drains)
     assert query("select count(*), count(distinct id) from trades") == [(24, 24)]

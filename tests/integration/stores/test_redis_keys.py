@@ -96,7 +96,7 @@ async def test_event_that_history_did_not_take_is_pending_with_its_time(
 ) -> None:
     async with Proxy(settings.postgres_host, settings.postgres_port) as proxy:
         engine = await make_engine(postgres_port=proxy.port)
-        proxy.break_at(b"insert into events")
+        proxy.break_at(b"append_events(")
         outcome = await deposit(engine, 1, "10")
         assert not outcome.final
         (entry,) = store.lrange("pending:1", 0, -1)
@@ -157,5 +157,5 @@ async def test_report_scan_and_marks_reach_the_accounts_of_all_partitions(make_e
     outcome = await mark(engine, "44430")
     assert outcome.at_risk == 6
     assert sorted(outcome.liquidated) == [1, 2, 3, 4, 5, 6]
-    scan = await engine.liquidations.scan()
-    assert (scan.accounts, scan.candidates, scan.complete) == (8, 0, True)
+    scan = await engine.scans.scan()
+    assert (scan.swept, scan.crossed, scan.complete) == (8, 0, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pytest
 from margin.errors import PostgresUnavailableError, RedisRefusedError
 from tests.actions import buy, deposit, mark, withdraw
 from tests.integration.stores.hot_state import hot_state
+from tests.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from tests.integration.conftest import MakeEngine
 
     Query = Callable[..., list[tuple[Any, ...]]]
+
+PATIENCE_S = 10.0
+_WAITING = "select from pg_stat_activity where application_name = 'margin' and state = 'active'"
 
 WRITES: dict[str, Callable[[Engine], Awaitable[object]]] = {
     "trade": lambda engine: buy(engine, 1, "0.1", "50000", key="mine"),
@@ -67,23 +72,123 @@ def _read_only(settings: Settings) -> contextlib.AbstractContextManager[None]:
     )
 
 
-async def test_trade_that_a_read_only_postgresql_does_not_take_waits_and_is_stored_when_it_does(
-    make_engine: MakeEngine, settings: Settings, store: redis.Redis, query: Query
+@pytest.mark.parametrize("write", ["trade", "deposit", "first deposit", "withdrawal"])
+async def test_read_only_postgresql_is_unavailable_before_anything_is_written(
+    make_engine: MakeEngine, settings: Settings, store: redis.Redis, query: Query, write: str
 ) -> None:
     await _ready(await make_engine())
     engine = await make_engine(opened=False)
+    before = hot_state(store)
     with _read_only(settings):
+        for _ in range(2):
+            with pytest.raises(PostgresUnavailableError, match="read-only"):
+                await WRITES[write](engine)
+        assert hot_state(store) == before
+    await WRITES[write](engine)
+    assert not store.exists("pending")
+    assert query("select count(*) from events") == [(2,)]
+
+
+async def test_trade_on_a_connection_whose_postgresql_became_read_only_waits_and_the_next_is_refused(
+    make_engine: MakeEngine, settings: Settings, store: redis.Redis, query: Query
+) -> None:
+    engine = await make_engine()
+    await _ready(engine)
+    await asyncio.gather(*(deposit(engine, account_id, "100000") for account_id in range(2, 6)))
+    assert len(engine.history_store._pool._idle) > 1
+    with _read_only(settings):
+        for connection in engine.history_store._pool._idle:
+            await connection.execute("set default_transaction_read_only = on")
         first = await buy(engine, 1, "0.1", "50000", key="mine")
         assert not first.final
-        assert not (await buy(engine, 1, "0.1", "50000", key="mine")).final
-        assert store.llen("pending:1") == 1
-        report = await engine.drain.drain()
-        assert (report.stored, report.waiting_accounts) == (0, 1)
-    # The very same engine: it has not kept the connections that were refused on.
-    report = await engine.drain.drain()
-    assert (report.stored, report.waiting_accounts) == (1, 0)
-    assert (await buy(engine, 1, "0.2", "50000")).final
+        for account_id in range(2, 6):
+            with pytest.raises(PostgresUnavailableError, match="read-only"):
+                await buy(engine, account_id, "0.1", "50000")
+        assert list(store.scan_iter("pending:*")) == ["pending:1"]
+    assert (await engine.drain.drain()).stored == 1
+    assert (await buy(engine, 2, "0.2", "50000")).final
     assert query("select min(id), count(*) from trades") == [(first.event_id, 2)]
+
+
+async def test_session_that_refuses_to_write_after_it_read_leaves_no_kept_connection_beside_it(
+    make_engine: MakeEngine, settings: Settings
+) -> None:
+    engine = await make_engine()
+    await asyncio.gather(*(deposit(engine, account_id, "1") for account_id in range(1, 5)))
+    pool = engine.history_store._pool
+    async with pool.lease() as lease:
+        await lease.fetch("set default_transaction_read_only = on")
+        assert pool._idle
+        with pytest.raises(PostgresUnavailableError):
+            await lease.fetch("select nextval('epochs')")
+        assert not pool._idle
+    with _read_only(settings), pytest.raises(PostgresUnavailableError, match="read-only"):
+        await deposit(engine, 1, "1")
+
+
+async def test_row_that_another_session_locks_leaves_the_trade_waiting_and_no_statement_behind(
+    engine: Engine, settings: Settings, query: Query
+) -> None:
+    await _ready(engine)
+    with psycopg.connect(
+        host=settings.postgres_host,
+        port=settings.postgres_port,
+        user=settings.postgres_user,
+        dbname=settings.postgres_database,
+    ) as forgotten:
+        forgotten.execute("select from accounts for update")
+        for _ in range(2):
+            assert not (await deposit(engine, 1, "1")).final
+        async with asyncio.timeout(PATIENCE_S):
+            while query(_WAITING):  # noqa: ASYNC110 - the server knows, and tells nobody
+                await asyncio.sleep(0.05)
+        forgotten.rollback()
+    assert (await engine.drain.drain()).stored == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "statement"),
+    [("lock_timeout", "select from accounts for update"), ("statement_timeout", "select pg_sleep(10)")],
+)
+async def test_statement_that_the_server_gives_up_is_unavailable(
+    engine: Engine, settings: Settings, setting: str, statement: str
+) -> None:
+    await _ready(engine)
+    with psycopg.connect(
+        host=settings.postgres_host,
+        port=settings.postgres_port,
+        user=settings.postgres_user,
+        dbname=settings.postgres_database,
+    ) as other:
+        other.execute("select from accounts for update")
+        async with engine.history_store._pool.lease() as lease:
+            await lease.fetch(f"set {setting} = '100ms'")
+            with pytest.raises(PostgresUnavailableError) as raised:
+                await lease.fetch(statement)
+            assert isinstance(raised.value.__cause__, psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled)
+            assert lease.connection.closed
+        other.rollback()
+    assert (await deposit(engine, 1, "1")).final
+
+
+async def test_connection_that_is_known_to_write_costs_no_round_trip_more(
+    make_engine: MakeEngine, settings: Settings
+) -> None:
+    await make_engine()
+    async with Proxy(settings.postgres_host, settings.postgres_port) as proxy:
+        connection = await psycopg.AsyncConnection.connect(
+            host=proxy.host,
+            port=proxy.port,
+            user=settings.postgres_user,
+            dbname=settings.postgres_database,
+            sslmode=settings.postgres_sslmode,
+            autocommit=True,
+        )
+        plain = proxy.round_trips
+        engine = await make_engine(opened=False, postgres_port=proxy.port)
+        async with engine.history_store.reserve():
+            assert proxy.round_trips - plain == plain
+        await connection.close()
 
 
 async def test_health_names_a_read_only_postgresql(make_engine: MakeEngine, settings: Settings) -> None:

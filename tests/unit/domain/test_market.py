@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from margin.domain.instrument import Instrument, default_instrument
-from margin.domain.market import Mark, Market
+from margin.domain.market import RESTORED_STAMP_US, Mark, Market
 from margin.errors import NoMarkPriceError
 from tests.unit.domain.books import BTC, ETH, NOW_US, market
 
@@ -34,7 +34,13 @@ def test_mark_is_stale_only_beyond_its_greatest_age(age_us: int, *, stale: bool)
 
 
 def test_mark_without_age_limit_is_never_stale() -> None:
-    assert not Market({BTC: Mark(Decimal(50000), 0)}, {}, NOW_US).is_stale(BTC)
+    assert not Market({BTC: Mark(Decimal(50000), 1)}, {}, NOW_US).is_stale(BTC)
+
+
+@pytest.mark.parametrize("age_max_s", [None, 10**9])
+def test_mark_that_was_put_back_from_history_is_stale_whatever_the_instrument_allows(age_max_s: int | None) -> None:
+    marks = {BTC: Mark(Decimal(50000), RESTORED_STAMP_US)}
+    assert Market(marks, {BTC: Instrument(BTC, mark_max_age_s=age_max_s)}, NOW_US).is_stale(BTC)
 
 
 @pytest.mark.parametrize("price", ["0", "-1", "NaN", "Infinity"])

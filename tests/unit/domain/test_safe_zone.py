@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from margin.domain.instrument import Instrument
-from margin.domain.safe_zone import Trigger, TriggerSide, triggers
+from margin.domain.safe_zone import Trigger, TriggerSide, covers, triggers
 from tests.unit.domain.books import BTC, ETH, TWO_TIERS, account, market, position
 
 
@@ -111,3 +111,68 @@ def test_account_without_positions_has_no_triggers() -> None:
 )
 def test_crossing_includes_the_trigger_itself(side: TriggerSide, score: float, price: str, *, crossed: bool) -> None:
     assert Trigger(BTC, side, score).is_crossed(Decimal(price)) is crossed
+
+
+def floor(score: float, symbol: str = BTC) -> dict[str, Trigger]:
+    return {symbol: Trigger(symbol, TriggerSide.FLOOR, score)}
+
+
+def ceiling(score: float, symbol: str = ETH) -> dict[str, Trigger]:
+    return {symbol: Trigger(symbol, TriggerSide.CEILING, score)}
+
+
+@pytest.mark.parametrize(
+    ("balance", "held", "covered"),
+    [
+        # 0.9 * 44444.5 - 40000 = 0.05 and a little less 1 below.
+        ("10000", floor(44444.5), True),
+        ("10000", floor(44444.0), False),
+        ("10000", floor(60000.0), True),
+        ("10000", floor(math.inf), True),
+        ("10000", floor(-math.inf), False),
+        ("49999.99999999", floor(-math.inf), False),
+        ("50000", floor(-math.inf), True),
+        ("10000", {}, False),
+        ("10000", ceiling(60000.0, BTC), False),
+        ("10000", ceiling(-math.inf, BTC), False),
+    ],
+)
+def test_long_is_covered_by_a_floor_at_which_it_still_has_its_maintenance_margin(
+    balance: str, held: dict[str, Trigger], *, covered: bool
+) -> None:
+    assert covers(account(balance, position(BTC, "1", "50000")), market(), held) is covered
+
+
+@pytest.mark.parametrize(
+    ("score", "covered"), [(54545.4, True), (54545.5, False), (math.inf, False), (-math.inf, True), (1.0, True)]
+)
+def test_short_is_covered_by_a_ceiling_at_which_it_still_has_its_maintenance_margin(
+    score: float, *, covered: bool
+) -> None:
+    assert covers(account("10000", position(ETH, "-1", "50000")), market(), ceiling(score)) is covered
+
+
+def test_joint_move_to_all_triggers_is_what_counts() -> None:
+    held = account("20000", position(BTC, "1", "50000"), position(ETH, "-10", "3000"))
+    # H = 12000; either symbol alone may use it up, both together not.
+    assert covers(held, market(), {**floor(50000 - 6000 / 0.9 + 1), **ceiling(3000 + 600 / 1.1 - 1)})
+    assert not covers(held, market(), {**floor(50000 - 12000 / 0.9 + 1), **ceiling(3001.0)})
+    assert not covers(held, market(), {**floor(50000 - 12000 / 0.9 + 1), **ceiling(3000 + 1200 / 1.1 - 1)})
+    assert not covers(held, market(), ceiling(3000.0))
+
+
+def test_tier_at_the_trigger_is_what_counts() -> None:
+    # At 5000 the maintenance margin is 250, at 15000 it is 1000: 0.10 * 15000 - 500.
+    held, tiered = account("6000", position(ETH, "-1", "10000")), Instrument(ETH, TWO_TIERS)
+    assert covers(held, market(None, None, tiered), ceiling(15000.0))
+    assert not covers(held, market(None, None, tiered), ceiling(15000.1))
+
+
+def test_account_without_positions_is_covered_by_nothing() -> None:
+    assert covers(account("0"), market(), {})
+
+
+def test_double_of_any_size_is_calculated_with_exactly() -> None:
+    held = account("50000", position(BTC, "0.00000001", "0.00000001"), position(ETH, "-0.00000001", "0.00000001"))
+    assert covers(held, market(), {**floor(5e-324), **ceiling(5e-324)})
+    assert not covers(held, market(), {**floor(5e-324), **ceiling(1.7976931348623157e308)})

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-HEAVY = ("fastapi", "starlette", "mangum", "pydantic", "redis", "psycopg", "boto3", "botocore.session", "opentelemetry")
+HEAVY = (
+    "fastapi",
+    "starlette",
+    "mangum",
+    "pydantic",
+    "redis",
+    "psycopg",
+    "boto3",
+    "botocore.session",
+    "opentelemetry",
+    "aws_lambda_powertools.utilities.data_classes",
+)
 
 
 def loaded(statement: str) -> set[str]:
@@ -24,6 +35,7 @@ def loaded(statement: str) -> set[str]:
         "import margin.lambda_entry",
         "import margin.observability",
         "from margin.lambda_entry import event_handler; event_handler(print)",
+        "from margin.lambda_entry import queue_handler; queue_handler(print)",
         "import margin.caller, margin.exact_json, margin.errors, margin.time_budget",
     ],
 )
@@ -40,6 +52,23 @@ def test_the_http_layer_loads_no_store_and_no_aws_client() -> None:
 @pytest.mark.parametrize("module", ["trade_api", "liquidation_scan_handler", "liquidate_handler"])
 def test_the_garbage_collector_works_once_a_function_is_loaded(module: str) -> None:
     code = f"import gc, margin.loading; assert not gc.isenabled(); import {module}; assert gc.isenabled()"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", ["trade_api", "mark_price_api", "liquidation_scan_handler"])
+def test_what_takes_long_is_loaded_without_the_garbage_collector(module: str) -> None:
+    code = f"""
+import gc, sys
+class Watch:
+    seen = {{}}
+    def find_spec(self, name, path=None, target=None):
+        self.seen.setdefault(name, gc.isenabled())
+sys.meta_path.insert(0, Watch())
+import {module}
+watched = {{name: Watch.seen[name] for name in ("pydantic", "fastapi", "redis", "asyncio") if name in Watch.seen}}
+assert {{"redis", "asyncio"}} <= watched.keys(), "or this test sees nothing"
+assert not any(watched.values()), watched
+"""
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 

@@ -16,7 +16,7 @@ from margin.domain.market import Mark, Market
 from margin.domain.order import Order, execute_order
 from margin.domain.position import Side
 from margin.ports import AccountRow, HistoryAccount
-from margin.services.liquidation import ScanReport
+from margin.services.scan import ScanReport
 from margin_local.demo.evidence import Evidence, RecordedEvent, RecordedLine
 from margin_local.demo.mark_path import MarkPath, PostedMark
 
@@ -64,7 +64,7 @@ class Recorder:
         """Liquidate at the marks in force, or at another price, as an engine with a defect would."""
         market = self._market()
         if at is not None:
-            market = Market(dict.fromkeys(market.marks, Mark(Decimal(at), 0)), {}, 0)
+            market = Market(dict.fromkeys(market.marks, Mark(Decimal(at), 1)), {}, 1)
         result = liquidate(self.accounts[account_id], market)
         assert result is not None
         closed = [
@@ -98,7 +98,7 @@ class Recorder:
             },
             waiting_accounts=0,
             instruments={},
-            scan=ScanReport(accounts=len(self.accounts)),
+            scan=ScanReport(swept=len(self.accounts)),
         )
 
     def path(self) -> MarkPath:

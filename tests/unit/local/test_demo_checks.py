@@ -232,6 +232,11 @@ def test_accounts_of_others_that_the_last_scan_found_do_not_matter(evidence: Evi
     assert none_was_missed(found, path).passed
 
 
+def test_an_account_that_the_index_could_miss_fails_whoevers_it_is(evidence: Evidence, path: MarkPath) -> None:
+    found = dataclasses.replace(evidence, scan=dataclasses.replace(evidence.scan, missed=[99]))
+    assert_fails(none_was_missed(found, path), "the index could have missed account 99")
+
+
 @pytest.mark.parametrize("changed", [{"complete": False}, {"failed": 1}])
 def test_a_last_scan_that_did_not_see_everybody_fails(
     evidence: Evidence, path: MarkPath, changed: dict[str, int]

@@ -14,10 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = ("functions", "infra", "layers")
 FILES = ("samconfig.toml", "template.yaml")
-# Says where the layer's Makefile would build for, too.
 SAM = """#!/bin/sh
 [ "$1" = --version ] && echo "SAM CLI, version 1.170.0" && exit
-echo "${MARGIN_ARCHITECTURE:-any} $*" >>"$CALLS"
+echo "$*" >>"$CALLS"
 """
 # Whatever infra/local/python313.sh asks, this is the right one.
 PYTHON = '#!/bin/sh\necho "$0"\n'
@@ -73,8 +72,8 @@ def test_a_known_environment_is_built_for_its_architecture_and_deployed(project:
     done = project.run("deploy", environment)
     assert done.returncode == 0, done.stderr
     assert project.calls == [
-        f"arm64 build --config-env {environment} --parameter-overrides Architecture=arm64",
-        f"any deploy --config-env {environment}",
+        f"build --config-env {environment} --parameter-overrides Architecture=arm64",
+        f"deploy --config-env {environment}",
     ]
 
 
@@ -82,12 +81,12 @@ def test_the_architecture_is_that_of_the_settings(project: Project) -> None:
     settings = project.directory / "samconfig.toml"
     settings.write_text(settings.read_text().replace('"Environment=dev"', '"Environment=dev",\n"Architecture=x86_64"'))
     assert project.run("deploy", "dev").returncode == 0
-    assert project.calls[0] == "x86_64 build --config-env dev --parameter-overrides Architecture=x86_64"
+    assert project.calls[0] == "build --config-env dev --parameter-overrides Architecture=x86_64"
 
 
 def test_further_options_reach_sam(project: Project) -> None:
     assert project.run("deploy", "dev", "--no-execute-changeset").returncode == 0
-    assert project.calls[-1] == "any deploy --config-env dev --no-execute-changeset"
+    assert project.calls[-1] == "deploy --config-env dev --no-execute-changeset"
 
 
 def test_the_release_is_the_digest_of_what_is_deployed(project: Project) -> None:
@@ -101,7 +100,7 @@ def test_the_release_is_the_digest_of_what_is_deployed(project: Project) -> None
 def test_an_unknown_environment_is_asked_for_and_written_before_its_release(project: Project) -> None:
     done = project.run("deploy", "staging", answers=STORES_THAT_EXIST)
     assert done.returncode == 0, done.stderr
-    assert project.calls[-1] == "any deploy --config-env staging"
+    assert project.calls[-1] == "deploy --config-env staging"
     deploy = project.settings["staging"]["deploy"]["parameters"]
     assert deploy["parameter_overrides"] == [
         "file://.aws-sam/release.yaml",
@@ -163,7 +162,7 @@ def test_an_environment_is_destroyed_when_its_name_is_typed(project: Project) ->
     done = project.run("destroy", "dev", answers="dev\n")
     assert done.returncode == 0, done.stderr
     assert "snapshot" in done.stdout
-    assert project.calls == ["any delete --config-env dev --no-prompts"]
+    assert project.calls == ["delete --config-env dev --no-prompts"]
 
 
 @pytest.mark.parametrize("answers", ["", "\n", "yes\n", "prod\n"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from margin.domain.controls import ControlState
+from margin.domain.controls import ENGINE_CONTROL, ControlState, account_control
 from margin.domain.instrument import Instrument
 from margin.errors import (
     IdempotencyKeyReusedError,
@@ -18,7 +18,6 @@ from margin.errors import (
     StaleMarkPriceError,
     UnknownAccountError,
 )
-from margin.ports import ENGINE_CONTROL, account_control
 from tests.actions import BTC, buy, deposit, mark, withdraw
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Mark prices bring accounts to evaluation; evaluation anchors or liquidates; the scan misses nobody."""
+"""Mark prices bring accounts to evaluation; evaluation anchors or liquidates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from margin.domain.instrument import Instrument, Tier
 from margin.errors import (
-    NoMarkPriceError,
     OutcomeUnknownError,
     PostgresUnavailableError,
     QueueUnavailableError,
@@ -206,7 +205,7 @@ async def test_price_is_stored_though_the_evaluation_fails_and_the_scan_comes_ba
     outcome = await mark(exchange, "39000")
     assert (outcome.at_risk, outcome.liquidated) == (2, ())
     exchange.faults.bring_up("history")
-    assert (await exchange.liquidations.scan()).liquidated == [1, 2]
+    assert sorted((await exchange.scans.scan()).liquidated) == [1, 2]
 
 
 async def test_mark_price_without_a_loaded_state_is_not_stored(exchange: Exchange) -> None:
@@ -315,7 +314,7 @@ async def test_accounts_that_the_time_of_a_call_does_not_suffice_for_are_left_to
     outcome = await mark(exchange, "39000")
     assert (outcome.at_risk, len(outcome.liquidated)) == (12, 8)
     exchange.faults.skip("history.append.before", times=4)
-    report = await exchange.liquidations.scan()
+    report = await exchange.scans.scan()
     assert sorted([*outcome.liquidated, *report.liquidated]) == list(range(1, 13))
 
 
@@ -338,7 +337,7 @@ async def test_accounts_beyond_those_evaluated_at_once_are_queued() -> None:
     outcome = await mark(exchange, "39000")
     assert exchange.queue is not None
     assert (outcome.at_risk, outcome.liquidated, exchange.queue.sent) == (5, (5, 4), [3, 2])
-    assert (await exchange.liquidations.scan()).liquidated == [1, 2, 3]
+    assert sorted((await exchange.scans.scan()).liquidated) == [1, 2, 3]
 
 
 async def test_queue_that_is_down_hinders_neither_the_price_nor_the_first_accounts() -> None:
@@ -357,63 +356,3 @@ async def test_account_crossed_by_two_symbols_is_evaluated_once(exchange: Exchan
     outcome = await exchange.marks.set_marks({BTC: Decimal(40000), ETH: Decimal(40000)})
     assert outcome.liquidated == (1,)
     assert counted(MetricName.ACCOUNTS_EVALUATED) - evaluated == 1
-
-
-# --- the scan
-
-
-@pytest.mark.parametrize("partitions", [1, 3])
-async def test_scan_looks_at_every_account_and_liquidates_those_below_maintenance(partitions: int) -> None:
-    exchange = await Exchange(partitions=partitions, page_size=2).open()
-    await _longs(exchange, "14000", "20000", "14000", "20000", "14000", "20000", "14000")
-    await _set(exchange, "39000")
-    report = await exchange.liquidations.scan()
-    assert (report.accounts, report.candidates, report.complete) == (7, 4, True)
-    assert sorted(report.liquidated) == [1, 3, 5, 7]
-    assert (report.unvalued, report.failed) == (0, 0)
-
-
-async def test_scan_out_of_time_says_that_it_is_not_complete(exchange: Exchange) -> None:
-    await _longs(exchange, *["14000"] * 5)
-    await _set(exchange, "39000")
-    answers = iter([True, False])
-    report = await exchange.liquidations.scan(keep_going=lambda: next(answers))
-    assert (report.complete, report.accounts, report.liquidated) == (False, 4, [1, 2, 3, 4])
-
-
-async def test_scan_that_ends_with_its_last_page_is_complete_whatever_the_time(exchange: Exchange) -> None:
-    await _longs(exchange, "14000")
-    report = await exchange.liquidations.scan(keep_going=lambda: False)
-    assert (report.complete, report.accounts) == (True, 1)
-
-
-async def test_scan_goes_past_an_account_whose_symbol_has_no_mark(exchange: Exchange) -> None:
-    await mark(exchange, "2000", ETH)
-    await _longs(exchange, "14000", "14000", "14000")
-    await buy(exchange, 1, "0.1", "2000", symbol=ETH)
-    del exchange.redis.marks[ETH]
-    await _set(exchange, "39000")
-    report = await exchange.liquidations.scan()
-    assert (report.accounts, report.unvalued, report.liquidated) == (3, 1, [2, 3])
-    with pytest.raises(NoMarkPriceError):
-        await exchange.margin.account_margin(1)
-
-
-async def test_scan_of_an_empty_exchange_is_complete(exchange: Exchange) -> None:
-    report = await exchange.liquidations.scan()
-    assert (report.accounts, report.complete, report.liquidated) == (0, True, [])
-
-
-async def test_scan_with_redis_down_fails(exchange: Exchange) -> None:
-    await _longs(exchange, "14000")
-    exchange.faults.take_down("accounts", DOWN)
-    with pytest.raises(RedisUnavailableError):
-        await exchange.liquidations.scan()
-
-
-async def test_scan_counts_the_candidates_that_it_could_not_evaluate(exchange: Exchange) -> None:
-    await _longs(exchange, "14000", "14000")
-    await _set(exchange, "39000")
-    exchange.faults.take_down("history", NO_HISTORY)
-    report = await exchange.liquidations.scan()
-    assert (report.candidates, report.liquidated, report.failed) == (2, [], 2)

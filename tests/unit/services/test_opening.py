@@ -7,7 +7,14 @@ from decimal import Decimal
 
 import pytest
 
-from margin.errors import PostgresUnavailableError, RedisUnavailableError, StateNotLoadedError, UnavailableError
+from margin.errors import (
+    HistoryLostError,
+    OpeningUnderWayError,
+    PostgresUnavailableError,
+    RedisUnavailableError,
+    StateNotLoadedError,
+    UnavailableError,
+)
 from tests.actions import buy, deposit, mark
 from tests.fakes import Exchange
 
@@ -147,14 +154,14 @@ async def test_openings_at_once_open_once(used: Exchange) -> None:
     answers = await asyncio.gather(*(used.opening.open() for _ in range(5)), return_exceptions=True)
     opened = [answer for answer in answers if not isinstance(answer, BaseException) and answer.opened]
     assert len(opened) == 1
-    assert {type(answer) for answer in answers if isinstance(answer, BaseException)} <= {StateNotLoadedError}
+    assert {type(answer) for answer in answers if isinstance(answer, BaseException)} <= {OpeningUnderWayError}
 
 
 async def test_history_that_lost_an_event_is_refused_and_nothing_overwritten(used: Exchange) -> None:
     used.history_store.chains[1].pop()
     used.redis.run_id = "run-2"
     before = _state(used)
-    with pytest.raises(PostgresUnavailableError, match="history has lost events"):
+    with pytest.raises(HistoryLostError, match="history has lost events"):
         await used.opening.open()
     assert _state(used) == before
     with pytest.raises(StateNotLoadedError):
@@ -165,7 +172,7 @@ async def test_history_that_lost_accounts_is_refused_and_nothing_overwritten(use
     used.history_store.chains.clear()
     used.redis.run_id = "run-2"
     before = _state(used)
-    with pytest.raises(PostgresUnavailableError, match="history has lost some"):
+    with pytest.raises(HistoryLostError, match="history has lost it"):
         await used.opening.open()
     assert _state(used) == before
 

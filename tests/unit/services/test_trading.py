@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from margin.domain.controls import ControlState
+from margin.domain.controls import ENGINE_CONTROL, ControlState, account_control, symbol_control
 from margin.domain.instrument import Instrument
 from margin.errors import (
     ContentionError,
@@ -27,7 +27,6 @@ from margin.errors import (
     UnknownAccountError,
 )
 from margin.observability import MetricName, counted
-from margin.ports import ENGINE_CONTROL, account_control, symbol_control
 from margin.services.journal import COMMIT_ATTEMPTS_MAX
 from margin.services.trading import SYMBOLS_PER_ACCOUNT_MAX
 from tests.actions import BTC, ETH, buy, deposit, mark, sell
@@ -602,7 +601,7 @@ async def test_trade_is_answered_though_the_evaluation_after_it_fails(exchange: 
     exchange.faults.fail("accounts.read.before", DOWN)
     outcome = await buy(exchange, 1, "1", "50000")
     assert (outcome.crossed, outcome.final) == (True, True)
-    assert (await exchange.liquidations.scan()).liquidated == [1]
+    assert (await exchange.scans.scan()).liquidated == [1]
 
 
 # --- pause switches

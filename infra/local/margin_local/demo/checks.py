@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from margin.domain.chain import Head, Mismatch, follow, ledger_of
 from margin.domain.decimals import exact, plain, quotient_nearest
-from margin.domain.event import EventType, canonical, digest, ledger_entries, version_of
+from margin.domain.event import EventType, ledger_entries, version_of
 from margin.domain.order import Order, execute_order
 from margin.domain.position import Side
 from margin.domain.risk import assess
@@ -37,8 +38,6 @@ __all__ = [
     "stores_agree",
     "trades_follow_the_rules",
 ]
-
-_NONE_BEFORE = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +159,12 @@ def none_was_missed(evidence: Evidence, path: MarkPath) -> Check:
     scan = evidence.scan
     found = [account_id for account_id in scan.liquidated if account_id in evidence.chains]
     failures += [f"account {account_id} was left to the scan after the last mark price" for account_id in found]
+    failures += [f"the index could have missed account {account_id}" for account_id in scan.missed]
     if not scan.complete or scan.failed:
         failures.append(f"the scan after the last mark price did not see all accounts, or failed on {scan.failed}")
     figures = (
         f"{judged:,} pairs of open account and mark price, {open_at_end:,} accounts open at the end; "
-        f"the last scan saw {scan.accounts:,}, found {len(found):,}"
+        f"the last scan swept {scan.swept:,}, found {len(found):,}"
     )
     return Check("No other account was liquidatable, ever", figures, tuple(failures))
 
@@ -279,23 +279,12 @@ def _missed(account: Account, path: MarkPath, number: int, following: RecordedEv
 
 def _broken_link(account_id: int, chain: Sequence[RecordedEvent]) -> str:
     """Say where a chain is broken, "" for nowhere."""
-    previous_id, previous_hash = 0, _NONE_BEFORE
-    for number, event in enumerate(chain, start=1):
-        if event.n != number:
-            return f"event {number} is missing, the next is {event.n}"
-        if event.hash != digest(canonical(event.body)):
-            return f"event {number} does not have the hash that is recorded for it"
-        stated = (
-            event.body["account_id"],
-            event.body["n"],
-            event.body["previous_event_id"],
-            event.body["previous_hash"],
-        )
-        if stated != (account_id, number, previous_id, previous_hash) or event.previous_event_id != previous_id:
-            return f"event {number} does not name the one before it"
-        if event.event_id <= previous_id:
-            return f"event {number} has id {event.event_id}, not above {previous_id}"
-        previous_id, previous_hash = event.event_id, event.hash
+    head = Head.unopened(account_id)
+    for event in chain:
+        followed = follow(head, event.link)
+        if isinstance(followed, Mismatch):
+            return followed.what
+        head = followed
     return ""
 
 
@@ -317,7 +306,7 @@ def _unbooked(chain: Sequence[RecordedEvent], booked: Mapping[tuple[int, int], S
     """Say which event has other ledger lines than its body, "" for none."""
     for event in chain:
         lines = booked.get((event.account_id, event.event_id), ())
-        stated = sorted((ledger_account, Decimal(amount)) for ledger_account, amount in event.body["ledger"])
+        stated = sorted(ledger_of(event.body))
         if sorted((line.ledger_account, line.amount) for line in lines) != stated:
             return f"event {event.n} has other ledger lines than its body"
     return ""

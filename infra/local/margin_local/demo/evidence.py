@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,8 +13,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 from margin.domain.account import Account
+from margin.domain.chain import Link, account_of, fold
 from margin.domain.event import version_of
-from margin.domain.position import Position
 from margin.ports import HistoryAccount
 from margin.runtime import Engine
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from margin.config import Settings
     from margin.domain.instrument import Instrument
     from margin.ports import AccountRow
-    from margin.services.liquidation import ScanReport
+    from margin.services.scan import ScanReport
 
 __all__ = ["Evidence", "RecordedEvent", "RecordedLine", "Step", "collect", "steps"]
 
@@ -53,6 +54,18 @@ class RecordedEvent:
     hash: str
     type: str
     body: Mapping[str, Any]
+
+    @property
+    def link(self) -> Link:
+        """Its place in the chain."""
+        return Link(
+            account_id=self.account_id,
+            n=self.n,
+            event_id=self.event_id,
+            previous_event_id=self.previous_event_id,
+            hash=self.hash,
+            body=self.body,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +122,7 @@ def steps(chain: Iterable[RecordedEvent]) -> Iterator[Step]:
     state: Account | None = None
     for event in chain:
         before = state or Account(event.account_id, Decimal(0), {})
-        state = Account(event.account_id, Decimal(event.body["balance"]), before.positions)
-        for symbol, fields in event.body["positions"].items():
-            state = state.with_position(symbol, _position(symbol, fields))
+        state = fold(before, event.body)
         yield Step(before, event, state)
 
 
@@ -129,9 +140,10 @@ def collect(settings: Settings, account_ids: Collection[int]) -> Evidence:
 
 
 async def _collect(settings: Settings, account_ids: frozenset[int]) -> Evidence:
-    engine = Engine(settings)
+    # The sweep, which needs no index, of all accounts at once.
+    engine = Engine(dataclasses.replace(settings, sweep_cycle_s=0))
     try:
-        scan = await engine.liquidations.scan()
+        scan = await engine.scans.scan()
         await engine.drain.drain()
         waiting_accounts, _ = await engine.accounts.pending_stats()
         return Evidence(
@@ -182,13 +194,5 @@ def _rows(settings: Settings, account_ids: frozenset[int]) -> dict[str, Any]:
 
 
 def _history_account(row: Mapping[str, Any]) -> HistoryAccount:
-    account = Account(row["account_id"], row["balance"], {})
-    for symbol, fields in row["positions"].items():
-        account = account.with_position(symbol, _position(symbol, fields))
+    account = account_of(row["account_id"], row["balance"], row["positions"])
     return HistoryAccount(version_of(row["n"], row["event_id"]), row["chain_hash"], account)
-
-
-def _position(symbol: str, fields: Mapping[str, str] | None) -> Position | None:
-    if fields is None:
-        return None
-    return Position(symbol, Decimal(fields["quantity"]), Decimal(fields["entry_cost"]))

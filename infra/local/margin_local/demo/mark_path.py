@@ -94,7 +94,7 @@ class MarkPath:
 
     def market_of(self, prices: Mapping[str, Decimal]) -> Market:
         """Make a market of given prices under this path's instruments."""
-        return Market({symbol: Mark(price, 0) for symbol, price in prices.items()}, self._instruments, 0)
+        return Market({symbol: Mark(price, 1) for symbol, price in prices.items()}, self._instruments, 1)
 
     def first_liquidatable(self, account: Account, start: int, stop: int) -> int | None:
         """Find the first mark from ``start`` to before ``stop`` at which the account is liquidatable.

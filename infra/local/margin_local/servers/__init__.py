@@ -14,8 +14,8 @@ is gone, however it went. Two locks in the directory (`lock`) say whether a laun
 """
 
 from margin_local.servers.embedded import EmbeddedServer
-from margin_local.servers.error import EmbeddedServerError
+from margin_local.servers.error import DirectoryInUseError, EmbeddedServerError
 from margin_local.servers.postgres import EmbeddedPostgres
 from margin_local.servers.valkey import EmbeddedValkey
 
-__all__ = ["EmbeddedPostgres", "EmbeddedServer", "EmbeddedServerError", "EmbeddedValkey"]
+__all__ = ["DirectoryInUseError", "EmbeddedPostgres", "EmbeddedServer", "EmbeddedServerError", "EmbeddedValkey"]

@@ -150,6 +150,33 @@ class EmbeddedServer(ABC):
                 self._process.stop(timeout_s)
             self._release()
 
+    def join(self, timeout_s: float = 20.0) -> None:
+        """Find the server that another launcher runs in the directory: its port is this one's then, and nothing else.
+
+        `stop` and `restart_if_dead` leave it alone. It is awaited while its launcher starts it.
+
+        Parameters
+        ----------
+        timeout_s : float, default 20
+            How long to wait for it.
+
+        Raises
+        ------
+        EmbeddedServerError
+            If none answers.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            pid, port = self._told_port()
+            if pid == lock.server_pid(self.directory) and self._ready(port, pid):
+                self._port = port
+                return
+            if time.monotonic() >= deadline:
+                raise EmbeddedServerError(
+                    f"{self._title} in {self.directory} is run by another process and does not answer: stop it"
+                )
+            time.sleep(_READY_POLL_S)
+
     @abstractmethod
     def _prepare(self, lock_fd: int, deadline: float) -> Account | None:
         """Make ready what the server needs, and return whom to run it as; the lock is held."""
@@ -179,6 +206,7 @@ class EmbeddedServer(ABC):
                     continue
                 if self._try_port(candidate, lock_fd, account, deadline):
                     self._port = candidate
+                    self._tell_port()
                     return
                 if port:
                     break
@@ -189,6 +217,19 @@ class EmbeddedServer(ABC):
             os.close(lock_fd)
         taken = f"port {port} on {self.host} is in use" if port else "every port that was chosen was taken meanwhile"
         raise EmbeddedServerError(f"cannot start {self._title}: {taken}: stop what listens there, or give another port")
+
+    def _tell_port(self) -> None:
+        """Leave word for `join`: which process serves on which port."""
+        new = self.directory / "port.new"
+        new.write_text(f"{self.pid} {self._port}\n", encoding="ascii")
+        new.replace(self.directory / "port")
+
+    def _told_port(self) -> tuple[int, int]:
+        try:
+            pid, port = (self.directory / "port").read_text(encoding="ascii").split()
+        except (OSError, ValueError):
+            return 0, 0
+        return int(pid), int(port)
 
     def _try_port(self, port: int, lock_fd: int, account: Account | None, deadline: float) -> bool:
         """Start on one port; return False when another process holds it."""

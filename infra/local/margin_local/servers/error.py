@@ -1,4 +1,4 @@
-"""The one error of the embedded servers."""
+"""The errors of the embedded servers."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class EmbeddedServerError(Exception):
     The message is one line that says what is wrong and what would be right: it is shown to the person who runs the
     engine, in place of a traceback.
     """
+
+
+class DirectoryInUseError(EmbeddedServerError):
+    """Another launcher owns the directory; its server may be joined."""

@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from margin_local.servers.error import EmbeddedServerError
+from margin_local.servers.error import DirectoryInUseError, EmbeddedServerError
 
 _POLL_S = 0.01
 _KILLED_GRACE_S = 5.0
@@ -41,7 +41,7 @@ def lock_owner(directory: Path) -> int:
 
     Raises
     ------
-    EmbeddedServerError
+    DirectoryInUseError
         If another launcher holds it; the message names its process id.
     """
     descriptor = _open(directory / "owner.lock")
@@ -50,7 +50,7 @@ def lock_owner(directory: Path) -> int:
         return descriptor
     owner = _read_pid(descriptor)
     os.close(descriptor)
-    raise EmbeddedServerError(
+    raise DirectoryInUseError(
         f"{directory} is in use by process {owner or 'unknown'}: stop that process, or choose another directory"
     )
 
@@ -102,6 +102,15 @@ def lock_server(directory: Path, stop_signal: signal.Signals, timeout_s: float) 
             deadline += _KILLED_GRACE_S
         time.sleep(_POLL_S)
     return descriptor
+
+
+def server_pid(directory: Path) -> int | None:
+    """Process id of the last server that was started in the directory; None where there was none."""
+    try:
+        text = (directory / "server.lock").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
 
 
 def _open(path: Path) -> int:

@@ -93,3 +93,12 @@ end
 local function event_id_of(entry)
   return string.match(entry, '^(%d+) ')
 end
+
+-- Whether the one who made `guard` still has the right to replace or remove an account ('' stands for everybody): it is the token of the
+-- opening under way, without which nobody commits in the partition, or the hold on the account, without which nobody commits on it.
+local function guarded(account_id, guard)
+  if guard == '' or redis.call('HGET', key('opening'), 'token') == guard then
+    return true
+  end
+  return redis.call('HGET', key('holds'), account_id) == guard and (tonumber(guard) or 0) > tonumber(now_us())
+end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,9 @@ from margin.domain.decimals import plain
 from margin.domain.event import StoredEvent
 from margin.domain.market import Mark, Market
 from margin.domain.position import Position
+from margin.domain.safe_zone import Trigger, TriggerSide
 from margin.ports import (
+    AccountLoad,
     AccountPage,
     AccountRow,
     AccountView,
@@ -22,29 +25,52 @@ from margin.ports import (
     CommitReply,
     Committed,
     Conflict,
-    HistoryAccount,
+    CrossedAccounts,
+    Dropped,
     HistoryKey,
+    IndexedAccount,
     Loaded,
+    RememberedKey,
     StoredResult,
+    SweepPage,
+    SweepProgress,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from margin.domain.instrument import Instrument
-    from margin.domain.safe_zone import Trigger
 
 ACCOUNTS_PER_PAGE = 200
 _MICROSECONDS_PER_S = 1_000_000
 
-_LOADED = {"OK": Loaded.DONE, "CONFLICT": Loaded.CHANGED, "GONE": Loaded.HEALED_BEFORE}
+KEYS_PER_PAGE = 1000
+"""How many keys of all kinds one page of a search for idempotency keys looks at."""
+
+PENDING_SHOWN_MAX = 200
+"""How many of an account's pending events are read at once; the scripts name it too."""
+
+_LOADED = {
+    "OK": Loaded.DONE,
+    "CONFLICT": Loaded.CHANGED,
+    "GONE": Loaded.HEALED_BEFORE,
+    "TAKEN_OVER": Loaded.TAKEN_OVER,
+}
+_DROPPED = {"OK": Dropped.DONE, "PENDING": Dropped.PENDING, "TAKEN_OVER": Dropped.TAKEN_OVER}
 
 _READ = Script("read_account")
 _COMMIT = Script("commit")
 _ANCHOR = Script("anchor")
 _FORGET = Script("forget_pending")
+_PENDING_HOLDS = Script("pending_holds")
 _PAGE = Script("page_accounts")
 _LOAD = Script("load_account")
+_RESTORE_KEYS = Script("restore_keys")
+_DROP = Script("drop_account")
+_SWEEP = Script("sweep_accounts")
+_CROSSED = Script("crossed_accounts")
+_HOLD = Script("hold_account")
+_FORGET_KEYS = Script("forget_keys")
 
 
 class AccountRedisClient(BaseRedisClient):
@@ -67,7 +93,7 @@ class AccountRedisClient(BaseRedisClient):
         StateNotLoadedError, RedisUnavailableError
         """
         reply = await self.ask(_READ, self._partition(account_id), self.partitions, account_id, symbol, key)
-        _, epoch, now_us, balance, version, chain_hash, rows, controls, record, pending = reply
+        _, epoch, now_us, balance, version, chain_hash, rows, controls, record, pending, hold = reply
         market, positions = _market_and_positions(rows, int(now_us))
         account = Account(account_id, Decimal(balance), positions) if version else None
         return AccountView(
@@ -77,6 +103,7 @@ class AccountRedisClient(BaseRedisClient):
             chain_hash=chain_hash,
             market=market,
             controls=dict(controls),
+            hold=hold,
             replay=_stored_result(record, pending) if record else None,
         )
 
@@ -99,6 +126,7 @@ class AccountRedisClient(BaseRedisClient):
             "at_us": str(event.at_us),
             "key": event.key,
             "key_ttl_ms": str(commit.key_ttl_s * 1000),
+            "wants_pending": commit.wants_pending,
             "request_hash": event.request_hash,
             "result": commit.result,
             "body": commit.body,
@@ -108,6 +136,7 @@ class AccountRedisClient(BaseRedisClient):
             "triggers": _trigger_fields(commit.triggers),
             "instruments": [[symbol, str(version)] for symbol, version in commit.instrument_versions.items()],
             "controls": [list(control) for control in commit.controls.items()],
+            "hold": commit.hold,
             "marks": [[symbol, plain(price)] for symbol, price in commit.marks.items()],
         }
         reply = await self.run(_COMMIT, self._partition(event.account_id), self.partitions, json.dumps(payload))
@@ -117,8 +146,10 @@ class AccountRedisClient(BaseRedisClient):
             return Conflict(reply[1])
         return Committed(int(reply[1]), bool(reply[2]), _stored_events(reply[3]))
 
-    async def anchor(self, account_id: int, version: str, triggers: Mapping[str, Trigger]) -> bool | None:
-        """Replace the triggers of an account that was evaluated and found healthy.
+    async def anchor(
+        self, account_id: int, version: str, triggers: Mapping[str, Trigger], *, epoch: int | None = None
+    ) -> bool | None:
+        """Replace the triggers of an account that was evaluated and found healthy, in ``epoch`` where one is given.
 
         Returns
         -------
@@ -126,14 +157,35 @@ class AccountRedisClient(BaseRedisClient):
             Whether one is crossed by the mark now in force; None when the account is no longer at ``version``.
         """
         fields = json.dumps(_trigger_fields(triggers))
-        reply = await self.run(_ANCHOR, self._partition(account_id), self.partitions, account_id, version, fields)
+        seen_in = "" if epoch is None else epoch
+        partition = self._partition(account_id)
+        reply = await self.run(_ANCHOR, partition, self.partitions, account_id, version, fields, seen_in)
         return None if reply[0] == "CONFLICT" else bool(reply[1])
 
-    async def pending(self, account_id: int) -> tuple[StoredEvent, ...]:
-        """Events of the account that history may not have yet, oldest first, at most 200."""
-        name = self.key(self._partition(account_id), f"pending:{account_id}")
-        entries = await self.twice(lambda redis: redis.lrange(name, 0, 199))
-        return _stored_events(entries)
+    async def pending(self, account_ids: Sequence[int]) -> dict[int, tuple[StoredEvent, ...]]:
+        """Events of accounts of one partition that history may not have yet, oldest first, at most 200 of each.
+
+        One round trip; accounts without such an event are left out.
+        """
+        if not account_ids:
+            return {}
+        partition = self._partition(account_ids[0])
+
+        async def read(redis: Any) -> list[list[str]]:
+            async with redis.pipeline(transaction=False) as pipeline:
+                for account_id in account_ids:
+                    pipeline.lrange(self.key(partition, f"pending:{account_id}"), 0, PENDING_SHOWN_MAX - 1)
+                entries: list[list[str]] = await pipeline.execute()
+            return entries
+
+        found = zip(account_ids, await self.twice(read), strict=True)
+        return {account_id: _stored_events(entries) for account_id, entries in found if entries}
+
+    async def is_pending(self, account_id: int, event_id: int) -> bool:
+        """Whether an event waits on the account's pending list, however long that is."""
+        marker = keys.marker(self._partition(account_id), self.partitions)
+        reply = await self.twice(lambda redis: _PENDING_HOLDS.run(redis, marker, account_id, event_id))
+        return bool(reply[1])
 
     async def pending_accounts(self, partition: int, limit: int) -> tuple[int, ...]:
         """Accounts with pending events, longest waiting first."""
@@ -145,16 +197,100 @@ class AccountRedisClient(BaseRedisClient):
         """How many accounts wait for history, and for how many seconds the longest of them."""
         return await self.twice(self._pending_stats)
 
-    async def forget_pending(self, account_id: int, event_ids: Sequence[int]) -> None:
-        """Take stored events off the head of the pending list."""
-        partition = self._partition(account_id)
-        marker = keys.marker(partition, self.partitions)
-        await self.twice(lambda redis: _FORGET.run(redis, marker, account_id, *event_ids))
+    async def forget_pending(self, stored: Mapping[int, Sequence[StoredEvent]]) -> None:
+        """Take stored events of accounts of one partition off the heads of their pending lists."""
+        taken = [[str(account_id), [_entry_digest(event) for event in events]] for account_id, events in stored.items()]
+        if not taken:
+            return
+        marker = keys.marker(self._partition(int(next(iter(stored)))), self.partitions)
+        await self.twice(lambda redis: _FORGET.run(redis, marker, json.dumps(taken)))
+
+    async def epoch(self, partition: int) -> int:
+        """Epoch in the marker of a partition; 0 while it has none."""
+        name = keys.marker(partition, self.partitions)
+        return int(await self.twice(lambda redis: redis.hget(name, "epoch")) or "0")
+
+    async def blocked(self, partition: int) -> dict[int, int]:
+        """How often in vain it was tried to store the next event, by account; only accounts where it was."""
+        name = self.key(partition, "blocked")
+        tries = await self.twice(lambda redis: redis.hgetall(name))
+        return {int(account_id): int(times) for account_id, times in tries.items()}
+
+    async def note_blocked(self, account_id: int) -> int:
+        """Count one more try in vain; how many that makes."""
+        name = self.key(self._partition(account_id), "blocked")
+        # A try counted twice because a connection died only calls for somebody a little earlier.
+        return int(await self.twice(lambda redis: redis.hincrby(name, account_id, 1)))
+
+    async def hold(self, account_id: int, for_s: float) -> str:
+        """Let nothing commit on an account for so long; what names this hold."""
+        marker = keys.marker(self._partition(account_id), self.partitions)
+        for_us = int(for_s * _MICROSECONDS_PER_S)
+        reply = await self.twice(lambda redis: _HOLD.run(redis, marker, account_id, for_us))
+        return str(reply[1])
+
+    async def release(self, account_id: int, hold: str) -> None:
+        """End this hold, unless another has taken its place."""
+        marker = keys.marker(self._partition(account_id), self.partitions)
+        await self.twice(lambda redis: _HOLD.run(redis, marker, account_id, 0, hold))
 
     async def page(self, partition: int, cursor: str) -> AccountPage:
         """Read some accounts of a partition; start and end with cursor "0". One can be seen twice, none is missed."""
         reply = await self.ask(_PAGE, partition, self.partitions, cursor, ACCOUNTS_PER_PAGE)
         return AccountPage(cursor=reply[1], rows=tuple(_account_row(*row) for row in reply[2]))
+
+    async def sweep(self, partition: int, cursor: str) -> SweepPage:
+        """Read some accounts with their triggers and their market, all of one moment; start and end with "0".
+
+        Raises
+        ------
+        StateNotLoadedError, RedisUnavailableError
+        """
+        reply = await self.ask(_SWEEP, partition, self.partitions, cursor, ACCOUNTS_PER_PAGE)
+        _, next_cursor, rows, market, now_us = reply
+        accounts = tuple(
+            IndexedAccount(
+                _account_row(account_id, balance, version, [held[:3] for held in positions]),
+                {held[0]: trigger for held in positions if (trigger := _trigger(held[0], *held[3:])) is not None},
+            )
+            for account_id, balance, version, positions in rows
+        )
+        marks, _ = _market_and_positions([[symbol, "", "", *fields] for symbol, *fields in market], int(now_us))
+        return SweepPage(next_cursor, accounts, marks)
+
+    async def sweep_progress(self, partition: int) -> SweepProgress:
+        """Read how far the sweep of a partition has got."""
+        name = self.key(partition, "sweep")
+        cursor, at_us = await self.twice(lambda redis: redis.hmget(name, ["cursor", "at_us"]))
+        return SweepProgress(cursor or "0", int(at_us or 0))
+
+    async def note_sweep(self, partition: int, progress: SweepProgress) -> None:
+        """Note how far the sweep of a partition has got."""
+        name = self.key(partition, "sweep")
+        fields = {"cursor": progress.cursor, "at_us": progress.at_us}
+        await self.twice(lambda redis: redis.hset(name, mapping=fields))
+
+    async def crossed(self, partition: int, limit: int, passed: int) -> CrossedAccounts:
+        """Accounts of which a mark in force crosses a trigger, those furthest beyond first.
+
+        Parameters
+        ----------
+        partition : int
+        limit, passed : int
+            How many to name for each symbol, after passing over how many.
+
+        Returns
+        -------
+        CrossedAccounts
+            Only symbols with some.
+
+        Raises
+        ------
+        StateNotLoadedError, RedisUnavailableError
+        """
+        _, crossed, oldest_us, now_us = await self.ask(_CROSSED, partition, self.partitions, limit, passed)
+        by_symbol = {symbol: tuple(int(account_id) for account_id in named) for symbol, named in crossed}
+        return CrossedAccounts(by_symbol, int(now_us) - int(oldest_us) if oldest_us else 0)
 
     async def versions(self, account_ids: Sequence[int]) -> dict[int, str]:
         """Versions of accounts, without a look at the marker; all must be of one partition."""
@@ -170,39 +306,83 @@ class AccountRedisClient(BaseRedisClient):
         name = self.key(partition, "versions")
         return int(await self.twice(lambda redis: redis.hlen(name)))
 
-    async def load(
-        self,
-        row: HistoryAccount,
-        keys_: Sequence[HistoryKey],
-        triggers: Mapping[str, Trigger],
-        *,
-        expected_version: str,
-        forked_event_id: int | None = None,
-    ) -> Loaded:
-        """Replace an account by what history holds, without a look at the marker.
+    async def load(self, load: AccountLoad) -> Loaded:
+        """Replace an account by what history holds, without a look at the marker; see `load_all`."""
+        (loaded,) = await self.load_all([load])
+        return loaded
+
+    async def load_all(self, loads: Sequence[AccountLoad]) -> list[Loaded]:
+        """Replace accounts of one partition by what history holds, without a look at the marker.
+
+        One script for each, in one round trip after the first; each is all or nothing by itself.
 
         Returns
         -------
-        Loaded
-            CHANGED when the account is no longer at ``expected_version``, HEALED_BEFORE when ``forked_event_id`` does
-            not wait any more; nothing was written then.
+        list of Loaded
+            CHANGED where the account is no longer at the expected version, HEALED_BEFORE where the forked event does
+            not wait any more, TAKEN_OVER where the guard is not in force; nothing was written then.
         """
-        account = row.account
-        payload = {
-            "account_id": str(account.account_id),
-            "expected_version": expected_version,
-            "forked_event_id": "" if forked_event_id is None else str(forked_event_id),
-            "version": row.version,
-            "chain_hash": row.chain_hash,
-            "balance": plain(account.balance),
-            "positions": [_position_fields(symbol, account) for symbol in account.positions],
-            "triggers": _trigger_fields(triggers),
-            "keys": [[key.key, _record(key), str(_ttl_ms(key.ttl_s))] for key in keys_],
-        }
-        marker = keys.marker(self._partition(account.account_id), self.partitions)
+        if not loads:
+            return []
+        marker = keys.marker(self._partition(loads[0].row.account.account_id), self.partitions)
+        # A loading that is repeated finds another version: it is CHANGED, or ends at the same state.
         async with redis_errors():
-            reply = await _LOAD.run(self.redis, marker, json.dumps(payload))
-        return _LOADED[reply[0]]
+            replies = await _LOAD.run_each(self.redis, marker, [json.dumps(_load_fields(load)) for load in loads])
+        return [_LOADED[reply[0]] for reply in replies]
+
+    async def restore_keys(self, load: AccountLoad, restored: Sequence[HistoryKey]) -> list[str] | None:
+        """Put further keys back before the account is loaded, under the same conditions but for the forked event.
+
+        Returns
+        -------
+        list of str or None
+            Those whose events wait as well, which the loading has to leave alone; None where it is not to be loaded any
+            more, and nothing was written.
+        """
+        marker = keys.marker(self._partition(load.row.account.account_id), self.partitions)
+        conditions = (load.row.account.account_id, load.guard, load.expected_version)
+        fields = [field for key in restored for field in (key.key, _record(key), _ttl_ms(key.ttl_s))]
+        reply = await self.twice(lambda redis: _RESTORE_KEYS.run(redis, marker, *conditions, *fields))
+        return [str(key) for key in reply[1]] if reply[0] == "OK" else None
+
+    async def drop(self, account_id: int, partition: int, guard: str) -> Dropped:
+        """Remove an account from a partition while the guard is in force, but never one with pending events."""
+        marker = keys.marker(partition, self.partitions)
+        reply = await self.twice(lambda redis: _DROP.run(redis, marker, account_id, guard))
+        return _DROPPED[reply[0]]
+
+    async def ids(self, partition: int, cursor: str) -> tuple[str, tuple[int, ...]]:
+        """Ids of some accounts of a partition and the next cursor ("0" begins and ends), whatever the marker says."""
+        name = self.key(partition, "versions")
+        next_cursor, found = await self.twice(lambda redis: redis.hscan(name, int(cursor), count=ACCOUNTS_PER_PAGE))
+        return str(next_cursor), tuple(int(account_id) for account_id in found)
+
+    async def remembered_keys(
+        self, partition: int, cursor: str, *, account_id: int | None = None
+    ) -> tuple[str, list[RememberedKey]]:
+        """Page through the idempotency keys of a partition, or of one of its accounts; cursor "0" begins and ends.
+
+        It goes through all keys of the server, which the request path never does.
+        """
+        start = self.key(partition, "idempotency:")
+        pattern = f"{start}*" if account_id is None else f"{start}{account_id}:*"
+
+        async def read(redis: Any) -> tuple[str, list[str], list[str | None]]:
+            next_cursor, names = await redis.scan(int(cursor), match=pattern, count=KEYS_PER_PAGE)
+            return str(next_cursor), names, await redis.mget(names) if names else []
+
+        next_cursor, names, records = await self.twice(read)
+        found = ((name.removeprefix(start), record) for name, record in zip(names, records, strict=True) if record)
+        return next_cursor, [_remembered(name, record) for name, record in found]
+
+    async def forget_keys(self, partition: int, remembered: Sequence[RememberedKey], guard: str) -> int | None:
+        """Remove idempotency keys, but of no account with pending events; how many, None without the guard in force."""
+        if not remembered:
+            return 0
+        marker = keys.marker(partition, self.partitions)
+        fields = [field for key in remembered for field in (key.account_id, key.key, key.event_id)]
+        reply = await self.twice(lambda redis: _FORGET_KEYS.run(redis, marker, guard, *fields))
+        return int(reply[1]) if reply[0] == "OK" else None
 
     async def save_report(self, snapshot_id: str, chunks: Mapping[str, str], ttl_s: int) -> None:
         """Keep a report in partition 0 until it expires."""
@@ -255,6 +435,15 @@ def _account_row(account_id: str, balance: str, version: str, positions: list[li
     return AccountRow(version, Account(int(account_id), Decimal(balance), held))
 
 
+def _trigger(symbol: str, floor: str, ceiling: str) -> Trigger | None:
+    """Read the trigger of a position; one on both sides is none that anything can be said of."""
+    if bool(floor) is bool(ceiling):
+        return None
+    if floor:
+        return Trigger(symbol, TriggerSide.FLOOR, float(floor))
+    return Trigger(symbol, TriggerSide.CEILING, float(ceiling))
+
+
 def _position_fields(symbol: str, account: Account) -> list[str]:
     position = account.positions.get(symbol)
     if position is None:
@@ -267,6 +456,29 @@ def _trigger_fields(triggers: Mapping[str, Trigger]) -> list[list[str]]:
     return [[trigger.symbol, str(trigger.side), repr(trigger.score)] for trigger in triggers.values()]
 
 
+def _load_fields(load: AccountLoad) -> dict[str, Any]:
+    account = load.row.account
+    return {
+        "account_id": str(account.account_id),
+        "expected_version": load.expected_version,
+        "guard": load.guard,
+        "forked_event_id": "" if load.forked_event_id is None else str(load.forked_event_id),
+        "version": load.row.version,
+        "chain_hash": load.row.chain_hash,
+        "balance": plain(account.balance),
+        "positions": [_position_fields(symbol, account) for symbol in account.positions],
+        "swept_symbols": list(load.swept_symbols),
+        "triggers": _trigger_fields(load.triggers),
+        "keys": [[key.key, _record(key), str(_ttl_ms(key.ttl_s))] for key in load.keys],
+        "kept_keys": list(load.kept_keys),
+    }
+
+
+def _entry_digest(event: StoredEvent) -> str:
+    """Digest of an event as it stands on a pending list, to tell it from any other."""
+    return hashlib.sha1(f"{event.event_id} {event.body}".encode(), usedforsecurity=False).hexdigest()
+
+
 def _stored_events(entries: Sequence[str]) -> tuple[StoredEvent, ...]:
     split = (entry.partition(" ") for entry in entries)
     return tuple(StoredEvent(int(event_id), body) for event_id, _, body in split)
@@ -275,6 +487,12 @@ def _stored_events(entries: Sequence[str]) -> tuple[StoredEvent, ...]:
 def _stored_result(record: str, pending: Sequence[str]) -> StoredResult:
     event_id, request_hash, result = record.split("\n", 2)
     return StoredResult(int(event_id), request_hash, result, _stored_events(pending))
+
+
+def _remembered(name: str, record: str) -> RememberedKey:
+    account_id, _, key = name.partition(":")
+    event_id, _, _ = record.partition("\n")
+    return RememberedKey(int(account_id), key, int(event_id))
 
 
 def _record(key: HistoryKey) -> str:

@@ -1,6 +1,6 @@
 -- Anchors an evaluated account anew: its triggers, no new version; nothing when the account has changed since it was read.
--- ARGV: partitions, account id, expected version, triggers as JSON
-local problem = not_loaded(ARGV[1], '')
+-- ARGV: partitions, account id, expected version, triggers as JSON, epoch ('' for any)
+local problem = not_loaded(ARGV[1], ARGV[5])
 if problem then
   return {'NOT_LOADED', problem}
 end

@@ -22,7 +22,7 @@ from margin.clients.credentials import RedisCredentials
 from margin.errors import RedisRefusedError, RedisTimeoutError, RedisUnavailableError, StateNotLoadedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -61,6 +61,14 @@ class Script:
             return await redis.evalsha(self.digest, 1, marker, *arguments)
         except exceptions.NoScriptError:
             return await redis.eval(self.source, 1, marker, *arguments)
+
+    async def run_each(self, redis: Redis, marker: str, arguments: Sequence[str]) -> list[Any]:
+        """Execute the script once for each argument, in one round trip after one that makes sure it is known."""
+        await redis.script_load(self.source)
+        async with redis.pipeline(transaction=False) as pipeline:
+            for argument in arguments:
+                pipeline.evalsha(self.digest, 1, marker, argument)
+            return await pipeline.execute()
 
 
 @contextlib.asynccontextmanager

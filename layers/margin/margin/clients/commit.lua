@@ -6,6 +6,10 @@ if problem then
   return {'NOT_LOADED', problem}
 end
 local account_id = commit.account_id
+local held_until = redis.call('HGET', key('holds'), account_id)
+if (tonumber(held_until or '') or 0) > tonumber(now_us()) then
+  return {'NOT_LOADED', 'the account is being rebuilt'}
+end
 
 -- The same request again, by a retry or because the first reply was lost: answer what it did, never do it twice.
 local record_key = key('idempotency:' .. account_id .. ':' .. commit.key)
@@ -14,7 +18,8 @@ if record then
   return {'REPLAY', record, redis.call('LRANGE', key('pending:' .. account_id), 0, 199)}
 end
 
-if text(redis.call('HGET', key('versions'), account_id)) ~= commit.expected_version then
+-- A hold that ended after the account was read: it was rebuilt, and may be another at the same version.
+if text(held_until) ~= commit.hold or text(redis.call('HGET', key('versions'), account_id)) ~= commit.expected_version then
   return {'CONFLICT', 'account'}
 end
 for _, used in ipairs(commit.instruments) do
@@ -49,4 +54,12 @@ redis.call('SET', record_key, event_id .. '\n' .. commit.request_hash .. '\n' ..
 redis.call('RPUSH', key('pending:' .. account_id), event_id .. ' ' .. commit.body)
 redis.call('ZADD', key('pending'), 'NX', commit.at_us, account_id)
 
-return {'OK', event_id, crossed and 1 or 0, redis.call('LRANGE', key('pending:' .. account_id), 0, 199)}
+-- Who acknowledges in the place of history must not do so while an event waits before it that history may still refuse.
+if commit.wants_pending then
+  redis.call('HSET', key('awaits_history'), account_id, event_id)
+end
+local pending = {}
+if commit.wants_pending or redis.call('HEXISTS', key('awaits_history'), account_id) == 1 then
+  pending = redis.call('LRANGE', key('pending:' .. account_id), 0, 199)
+end
+return {'OK', event_id, crossed and 1 or 0, pending}

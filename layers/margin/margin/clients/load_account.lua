@@ -2,6 +2,9 @@
 -- ARGV: the account as JSON
 local load = cjson.decode(ARGV[1])
 local account_id = load.account_id
+if not guarded(account_id, load.guard) then
+  return {'TAKEN_OVER'}
+end
 if text(redis.call('HGET', key('versions'), account_id)) ~= load.expected_version then
   return {'CONFLICT', 'account'}
 end
@@ -18,15 +21,30 @@ if load.forked_event_id ~= '' then
     return {'GONE'}
   end
 end
+local kept = {}
+for _, idempotency_key in ipairs(load.kept_keys) do
+  kept[idempotency_key] = true
+end
 for _, entry in ipairs(entries) do
   local body = string.match(entry, '^%d+ (.*)$')
-  redis.call('DEL', key('idempotency:' .. account_id .. ':' .. cjson.decode(body).key))
+  local idempotency_key = cjson.decode(body).key
+  local name = key('idempotency:' .. account_id .. ':' .. idempotency_key)
+  local record = redis.call('GET', name)
+  -- One that stands for an event in history was put back before.
+  if record and string.match(record, '^%d+') == event_id_of(entry) and not kept[idempotency_key] then
+    redis.call('DEL', name)
+  end
 end
 redis.call('DEL', list)
 redis.call('ZREM', key('pending'), account_id)
+redis.call('HDEL', key('blocked'), account_id)
+redis.call('HDEL', key('awaits_history'), account_id)
 
 for _, symbol in ipairs(redis.call('SMEMBERS', key('positions:' .. account_id))) do
   write_position(account_id, {symbol, ''})
+end
+for _, symbol in ipairs(load.swept_symbols) do
+  drop_triggers(account_id, symbol)
 end
 for _, position in ipairs(load.positions) do
   write_position(account_id, position)

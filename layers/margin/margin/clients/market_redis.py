@@ -5,10 +5,12 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from margin.clients import keys
 from margin.clients.base_redis import BaseRedisClient, Script
 from margin.clients.instrument_json import parse_instrument
 from margin.domain.decimals import plain
 from margin.domain.market import Mark, Market
+from margin.domain.safe_zone import TriggerSide
 from margin.errors import LimitExceededError
 from margin.ports import MarkUpdate
 
@@ -17,7 +19,11 @@ if TYPE_CHECKING:
 
 SYMBOLS_MAX = 1000
 
+_TRIGGERS_PER_PAGE = 200
+
 _SET_MARKS = Script("set_marks")
+_SWEEP = Script("sweep_triggers")
+_RESTORE = Script("restore_marks")
 
 
 class MarketRedisClient(BaseRedisClient):
@@ -93,6 +99,45 @@ class MarketRedisClient(BaseRedisClient):
                 await self.run(_SET_MARKS, partition, self.partitions, 0, SYMBOLS_MAX, *triples)
                 aligned += len(lagging)
         return aligned
+
+    async def restore_marks(self, partition: int, marks: Mapping[str, Mark]) -> int:
+        """Give a partition, if it is closed, the marks that it lacks or has only older than these; how many.
+
+        Their stamp says that they are stale: nobody knows what the price did after they were kept.
+        """
+        if not marks:
+            return 0
+        marker = keys.marker(partition, self.partitions)
+        triples = [field for symbol, mark in marks.items() for field in (symbol, plain(mark.price), mark.stamp_us)]
+        reply = await self.twice(lambda redis: _RESTORE.run(redis, marker, *triples))
+        return int(reply[1])
+
+    async def forget_marks(self, partition: int) -> None:
+        """Drop the marks of a partition, which is closed."""
+        names = [self.key(partition, name) for name in ("mark_prices", "mark_stamps")]
+        await self.twice(lambda redis: redis.delete(*names))
+
+    async def sweep_triggers(self, partition: int) -> int:
+        """Take triggers away whose account does not hold their symbol, in a partition that is closed."""
+        marker = keys.marker(partition, self.partitions)
+        removed = 0
+        market = await self.market()
+        for symbol in {**market.marks, **market.instruments}:
+            for side in TriggerSide:
+                removed += await self._sweep_side(marker, symbol, str(side))
+        return removed
+
+    async def _sweep_side(self, marker: str, symbol: str, side: str) -> int:
+        cursor, removed = "0", 0
+
+        async def sweep(redis: Any) -> Any:
+            return await _SWEEP.run(redis, marker, symbol, side, cursor, _TRIGGERS_PER_PAGE)
+
+        while True:
+            _, cursor, swept = await self.twice(sweep)
+            removed += int(swept)
+            if cursor == "0":
+                return removed
 
     async def _read_market(self, redis: Any) -> list[Any]:
         async with redis.pipeline(transaction=True) as pipeline:

@@ -5,35 +5,37 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import itertools
 import json
 from collections import defaultdict
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from margin.clients.postgres_pool import Lease, PostgresPool, Row
+from margin.config import HISTORY_DRAIN
 from margin.domain.account import Account
-from margin.domain.event import StoredEvent, canonical, digest, version_of
+from margin.domain.event import AcknowledgedBy, StoredEvent, canonical, digest, version_of
 from margin.domain.ledger import LedgerAccount
+from margin.domain.market import Mark
 from margin.domain.position import Position
-from margin.errors import PostgresUnavailableError
-from margin.ports import Appended, HistoryAccount, HistoryKey, LiquidationQuery, StoredResult, TradeQuery
+from margin.errors import MarginError, PostgresUnavailableError
+from margin.ports import Appended, HistoryAccount, HistoryKey, ReadAt, RememberedKey, StoredResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from margin.config import Settings
+    from margin.ports.opening import OpeningRecord
+    from margin.ports.queries import LiquidationQuery, TradeQuery
 
 
-def _read_sql(name: str) -> str:
-    """Read a statement without its comments and indentation: the driver parses one of over 4096 bytes at each call."""
-    lines = (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines()
-    return "\n".join(line.strip() for line in lines if not line.lstrip().startswith("--"))
-
-
-_APPEND = _read_sql("append_events.sql")
+_APPEND = """
+    select append_events(
+        %(partition)s, %(partitions)s, %(epoch)s, %(event_ids)s::bigint[], %(hashes)s::text[], %(bodies)s::jsonb[]
+    ) as account_id
+"""
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
 _OPENING_LOCK = 7_305_461_209
@@ -42,12 +44,19 @@ _OPENING_LOCK = 7_305_461_209
 _SECOND_LOOK = """
     select wanted.account_id, wanted.n,
         same_place.event_id as present_id, same_place.hash as present_hash, same_key.event_id as key_id,
+        same_id.n as id_n,
         accounts.n as head_n, accounts.event_id as head_id, accounts.chain_hash as head_hash
-    from unnest(%(account_ids)s::bigint[], %(ns)s::bigint[], %(keys)s::text[]) as wanted (account_id, n, key)
+    from unnest(%(account_ids)s::bigint[], %(ns)s::bigint[], %(event_ids)s::bigint[], %(keys)s::text[])
+        as wanted (account_id, n, event_id, key)
     left join events as same_place on (same_place.account_id, same_place.n) = (wanted.account_id, wanted.n)
     left join events as same_key on (same_key.account_id, same_key.key) = (wanted.account_id, wanted.key)
+        and same_key.acknowledged_by = 'history'
+    left join events as same_id on (same_id.account_id, same_id.event_id) = (wanted.account_id, wanted.event_id)
     left join accounts on accounts.account_id = wanted.account_id
 """
+_FENCE_CLOSED = 0
+"""What the statement answers in the place of an account when the fence is closed."""
+
 _LOOKS_MAX = 8
 """How often to look again when others store events of the same account at the same time."""
 
@@ -73,9 +82,28 @@ _LIQUIDATIONS = """
 _ACCOUNTS = """
     select account_id, n, event_id, chain_hash, balance, positions
     from accounts
-    where account_id > %(after)s
+    where account_id > %(after)s and mod(account_id, %(partitions)s) = %(partition)s
     order by account_id
     limit %(limit)s
+"""
+_RECENT_ACCOUNTS = """
+    select account_id, n, event_id, chain_hash, balance, positions
+    from accounts
+    where changed_at > now() - make_interval(secs => %(since_s)s)
+    order by changed_at desc
+    limit %(limit)s
+"""
+_SAVE_MARKS = """
+    insert into mark_prices (symbol, price, stamp_us)
+    select *
+    from unnest(%(symbols)s::text[], %(prices)s::numeric[], %(stamps)s::bigint[]) as given (symbol, price, stamp_us)
+    order by symbol
+    on conflict (symbol) do update set price = excluded.price, stamp_us = excluded.stamp_us
+    where mark_prices.stamp_us < excluded.stamp_us
+"""
+_RECORD_OPENING = """
+    insert into openings (epoch, partition, partitions, run_id, accounts, loaded)
+    values (%(epoch)s, %(partition)s, %(partitions)s, %(run_id)s, %(accounts)s, %(loaded)s)
 """
 _LEDGER_SUMS = """
     select ledger_account, sum(amount) as amount
@@ -86,23 +114,46 @@ _LEDGER_SUMS = """
 _RESULT = """
     select event_id, request_hash, body -> 'result' as result
     from events
-    where account_id = %(account_id)s and key = %(key)s
+    where account_id = %(account_id)s and key = %(key)s and acknowledged_by = 'history'
 """
 _ACCOUNT = """
     select account_id, n, event_id, chain_hash, balance, positions
     from accounts
     where account_id = %(account_id)s
 """
+_KNOWN_KEYS = """
+    select account_id, key, event_id
+    from events join unnest(%(account_ids)s::bigint[], %(keys)s::text[], %(event_ids)s::bigint[])
+        as wanted (account_id, key, event_id) using (account_id, event_id, key)
+"""
 _LIVE_KEYS = """
-    select key, event_id, request_hash, body -> 'result' as result,
+    select live.*
+    from unnest(%(account_ids)s::bigint[]) as wanted (account_id)
+    cross join lateral (
+        select account_id, key, event_id, request_hash, body -> 'result' as result,
+            extract(epoch from occurred_at + make_interval(secs => %(ttl_s)s) - now())::float8 as ttl_s
+        from events
+        where events.account_id = wanted.account_id and occurred_at > now() - make_interval(secs => %(ttl_s)s)
+        order by occurred_at desc, n desc
+        limit %(limit)s
+    ) as live
+"""
+_OLDER_KEYS = """
+    select account_id, key, event_id, request_hash, body -> 'result' as result,
         extract(epoch from occurred_at + make_interval(secs => %(ttl_s)s) - now())::float8 as ttl_s
     from events
     where account_id = %(account_id)s and occurred_at > now() - make_interval(secs => %(ttl_s)s)
-    order by occurred_at desc
+        and (occurred_at, n) < (
+            select before.occurred_at, before.n from events as before
+            where before.account_id = %(account_id)s and before.event_id = %(before_event_id)s
+        )
+        and (acknowledged_by = 'redis' or not %(recalled)s)
+    order by occurred_at desc, n desc
     limit %(limit)s
 """
 LIVE_KEYS_MAX = 1000
-"""Those that a client is likely to repeat; one beyond is recalled from history when it comes."""
+"""Those that a client is likely to repeat. One beyond is recalled from history when it comes, but where Redis alone
+acknowledges: nobody asks history there, and it takes such a key again. Those are all put back, as many at once."""
 
 
 class PostgresClient:
@@ -111,6 +162,7 @@ class PostgresClient:
     def __init__(self, settings: Settings) -> None:
         self._pool = PostgresPool(settings)
         self._idempotency_ttl_s = settings.idempotency_ttl_s
+        self._recalls = settings.history != HISTORY_DRAIN
 
     async def close(self) -> None:
         """Close the kept connections."""
@@ -125,7 +177,7 @@ class PostgresClient:
         PostgresUnavailableError
         """
         async with self._pool.lease() as lease:
-            yield PostgresWriter(lease, idempotency_ttl_s=self._idempotency_ttl_s)
+            yield PostgresWriter(lease, idempotency_ttl_s=self._idempotency_ttl_s, recalls=self._recalls)
 
     async def account_exists(self, account_id: int) -> bool:
         """Whether any event of the account is in history."""
@@ -160,25 +212,95 @@ class PostgresClient:
         )
         return [_with_timestamp(row) for row in rows]
 
-    async def accounts(self, after_account_id: int, limit: int) -> list[HistoryAccount]:
-        """State after the last event of some accounts, in order of their ids."""
-        rows = await self._pool.query(_ACCOUNTS, {"after": after_account_id, "limit": limit})
+    async def accounts(
+        self, after_account_id: int, limit: int, *, partition: int = 0, partitions: int = 1
+    ) -> list[HistoryAccount]:
+        """State after the last event of some accounts of a partition, in order of their ids."""
+        parameters = {"after": after_account_id, "limit": limit, "partition": partition, "partitions": partitions}
+        return [_history_account(row) for row in await self._pool.query(_ACCOUNTS, parameters)]
+
+    async def known_accounts(self, account_ids: Sequence[int]) -> set[int]:
+        """Which of some accounts have an event in history."""
+        query = "select account_id from accounts where account_id = any(%s::bigint[])"
+        return {row["account_id"] for row in await self._pool.query(query, [list(account_ids)])}
+
+    async def known_keys(self, keys: Sequence[RememberedKey]) -> set[RememberedKey]:
+        """Which of some idempotency keys stand for the very event in history that Redis says."""
+        parameters = {
+            "account_ids": [key.account_id for key in keys],
+            "keys": [key.key for key in keys],
+            "event_ids": [key.event_id for key in keys],
+        }
+        rows = await self._pool.query(_KNOWN_KEYS, parameters) if keys else []
+        return {RememberedKey(row["account_id"], row["key"], row["event_id"]) for row in rows}
+
+    async def recent_accounts(self, since_s: float, limit: int) -> list[HistoryAccount]:
+        """State of the accounts that changed in the last seconds, the latest first."""
+        rows = await self._pool.query(_RECENT_ACCOUNTS, {"since_s": since_s, "limit": limit})
         return [_history_account(row) for row in rows]
+
+    async def save_marks(self, marks: Mapping[str, Mark]) -> None:
+        """Keep the last mark prices; a later one that is kept already stays."""
+        symbols = list(marks)
+        await self._pool.query(
+            _SAVE_MARKS,
+            {
+                "symbols": symbols,
+                "prices": [marks[symbol].price for symbol in symbols],
+                "stamps": [marks[symbol].stamp_us for symbol in symbols],
+            },
+        )
+
+    async def marks(self) -> dict[str, Mark]:
+        """Mark prices that were kept last, by symbol; no more than Redis takes."""
+        rows = await self._pool.query("select symbol, price, stamp_us from mark_prices order by symbol")
+        return {row["symbol"]: Mark(row["price"], row["stamp_us"]) for row in rows}
 
     async def next_epoch(self) -> int:
         """Take a new epoch."""
         rows = await self._pool.query("select nextval('epochs') as epoch")
         return int(rows[0]["epoch"])
 
+    async def raise_fence(self, partition: int, partitions: int, epoch: int) -> int:
+        """Take no event any more that was read from a partition under an earlier epoch; answers the fence's epoch.
+
+        Waits for the appends under way: what history holds afterwards is all that it will get from before.
+        """
+        rows = await self._pool.query("select raise_fence(%s, %s, %s) as epoch", [partition, partitions, epoch])
+        return int(rows[0]["epoch"])
+
+    async def record_opening(self, record: OpeningRecord) -> None:
+        """Remember that a partition was opened."""
+        await self._pool.query(_RECORD_OPENING, dataclasses.asdict(record))
+
+    async def opening_basis(self, partition: int, partitions: int) -> int:
+        """Epoch of the last opening of a partition, or of any in another number of partitions; 0 before the first."""
+        query = "select max(epoch) as epoch from openings where partition = %s or partitions <> %s"
+        rows = await self._pool.query(query, [partition, partitions])
+        return int(rows[0]["epoch"] or 0)
+
+    async def last_partitions(self) -> int | None:
+        """Into how many partitions Redis was divided at the last opening; None before the first."""
+        rows = await self._pool.query("select partitions from openings order by epoch desc, partition desc limit 1")
+        return int(rows[0]["partitions"]) if rows else None
+
     @contextlib.asynccontextmanager
     async def opening_lock(self) -> AsyncIterator[bool]:
         """Hold the right to open partitions for as long as the context lasts; False when another holds it."""
         async with self._pool.lease() as lease:
             rows = await lease.fetch("select pg_try_advisory_lock(%s) as taken", [_OPENING_LOCK])
-            taken = bool(rows[0]["taken"])
+            taken, answers = bool(rows[0]["taken"]), False
             try:
                 yield taken
+                answers = True
+            except MarginError as error:
+                answers = not isinstance(error, PostgresUnavailableError)
+                raise
             finally:
+                if taken and answers:
+                    # A server takes its time to notice that a session has ended, and whoever goes on comes at once.
+                    with contextlib.suppress(PostgresUnavailableError):
+                        await lease.fetch("select pg_advisory_unlock(%s)", [_OPENING_LOCK])
                 # The lock is the session's: it goes with the connection, whatever state that is in.
                 lease.discard()
 
@@ -209,8 +331,9 @@ class PostgresClient:
 class PostgresWriter:
     """Implements `margin.ports.HistoryWriter` on one reserved connection."""
 
-    def __init__(self, lease: Lease, *, idempotency_ttl_s: int) -> None:
+    def __init__(self, lease: Lease, *, idempotency_ttl_s: int, recalls: bool = True) -> None:
         self._lease = lease
+        self._recalls = recalls
         self._idempotency_ttl_s = idempotency_ttl_s
 
     async def account(self, account_id: int) -> HistoryAccount | None:
@@ -218,13 +341,40 @@ class PostgresWriter:
         rows = await self._lease.fetch(_ACCOUNT, {"account_id": account_id})
         return next((_history_account(row) for row in rows), None)
 
-    async def live_keys(self, account_id: int) -> list[HistoryKey]:
-        """Idempotency keys of an account that Redis should still know, the newest if there are very many."""
-        parameters = {"account_id": account_id, "ttl_s": self._idempotency_ttl_s, "limit": LIVE_KEYS_MAX}
-        return [
-            HistoryKey(row["key"], row["event_id"], row["request_hash"], canonical(row["result"]), row["ttl_s"])
-            for row in await self._lease.fetch(_LIVE_KEYS, parameters)
-        ]
+    async def live_keys(self, account_ids: Sequence[int]) -> dict[int, list[HistoryKey]]:
+        """Idempotency keys that Redis should still know, by account, oldest first; of very many the newest."""
+        if not account_ids:
+            return {}
+        parameters = {"account_ids": list(account_ids), "ttl_s": self._idempotency_ttl_s, "limit": LIVE_KEYS_MAX}
+        keys: dict[int, list[HistoryKey]] = defaultdict(list)
+        for row in reversed(await self._lease.fetch(_LIVE_KEYS, parameters)):
+            keys[row["account_id"]].append(_history_key(row))
+        return keys
+
+    @property
+    def live_keys_max(self) -> int:
+        """How many live keys of one account are read at most."""
+        return LIVE_KEYS_MAX
+
+    async def older_keys(self, account_id: int, before_event_id: int) -> list[HistoryKey]:
+        """Live keys of events before this one, newest first, `live_keys_max` at most; no end but an empty answer.
+
+        Only those that nobody would recall: where requests are acknowledged by history, these are the keys of events
+        that Redis alone acknowledged before.
+        """
+        parameters = {
+            "account_id": account_id,
+            "before_event_id": before_event_id,
+            "ttl_s": self._idempotency_ttl_s,
+            "recalled": self._recalls,
+            "limit": LIVE_KEYS_MAX,
+        }
+        return [_history_key(row) for row in await self._lease.fetch(_OLDER_KEYS, parameters)]
+
+    async def has_event(self, account_id: int, event_id: int, event_hash: str) -> bool:
+        """Whether history has this very event of an account."""
+        query = "select 1 as found from events where account_id = %s and event_id = %s and hash = %s"
+        return bool(await self._lease.fetch(query, [account_id, event_id, event_hash]))
 
     async def result(self, account_id: int, key: str) -> StoredResult | None:
         """Recall what an idempotency key did, however long ago; None when it did nothing."""
@@ -232,11 +382,12 @@ class PostgresWriter:
             return StoredResult(row["event_id"], row["request_hash"], canonical(row["result"]))
         return None
 
-    async def append(self, events: Sequence[StoredEvent]) -> dict[int, Appended]:
-        """Store events of any accounts; those of one account must be in order and without a hole.
+    async def append(self, events: Sequence[StoredEvent], read_at: ReadAt) -> dict[int, Appended]:
+        """Store events of accounts of one partition; those of one account must be in order and without a hole.
 
         One round trip when all are new. What the statement left alone is looked at a second time: stored already by
-        another (the rest is then stored), or a fork, or behind a gap.
+        another (the rest is then stored), or a fork, or behind a gap. Accounts do not hinder each other. Where the
+        partition was opened anew since ``read_at``, nothing is stored, and what was not stored before is fenced.
 
         Raises
         ------
@@ -248,32 +399,81 @@ class PostgresWriter:
             link = _Link.of(event)
             links[link.account_id].append(link)
         try:
-            taken = await self._insert([link for chain in links.values() for link in chain])
+            whole = await self._insert_all(list(links.values()), read_at)
+            rest = [chain for account_id, chain in links.items() if account_id not in whole]
+            whole |= await self._stored_by_others(rest)
+            return {
+                account_id: Appended(tuple(link.event.event_id for link in chain))
+                if account_id in whole
+                else await self._second_look(chain, read_at)
+                for account_id, chain in links.items()
+            }
+        except _FencedError:
+            return {account_id: await self._behind_fence(chain) for account_id, chain in links.items()}
+
+    async def _behind_fence(self, chain: Sequence[_Link]) -> Appended:
+        """Tell which events of an account are in history, now that no more of them gets there."""
+        try:
+            seen = await self._look(chain)
         except _RejectedError:
-            taken = set()
+            return Appended((), fenced=True)
+        held = itertools.takewhile(lambda link: seen[link.account_id, link.n].holds(link), chain)
+        stored = tuple(link.event.event_id for link in held)
+        return Appended(stored, fenced=len(stored) < len(chain))
+
+    async def _insert_all(self, chains: Sequence[Sequence[_Link]], read_at: ReadAt) -> set[int]:
+        """Accounts whose events were stored; a statement that one event spoils is tried again in halves."""
+        try:
+            return await self._insert([link for chain in chains for link in chain], read_at)
+        except _RejectedError:
+            if len(chains) == 1:
+                return set()
+            middle = len(chains) // 2
+            first = await self._insert_all(chains[:middle], read_at)
+            return first | await self._insert_all(chains[middle:], read_at)
+
+    async def _stored_by_others(self, chains: Sequence[Sequence[_Link]]) -> set[int]:
+        """Accounts all of whose events are in history: another drain took the same."""
+        if not chains:
+            return set()
+        try:
+            seen = await self._look([link for chain in chains for link in chain])
+        except _RejectedError:
+            return set()
         return {
-            account_id: Appended(tuple(link.event.event_id for link in chain))
-            if account_id in taken
-            else await self._second_look(chain)
-            for account_id, chain in links.items()
+            chain[0].account_id for chain in chains if all(seen[link.account_id, link.n].holds(link) for link in chain)
         }
 
-    async def _insert(self, links: Sequence[_Link]) -> set[int]:
-        """Accounts whose events were stored by this very statement; none when one of the keys is in history already."""
+    async def _insert(self, links: Sequence[_Link], read_at: ReadAt) -> set[int]:
+        """Accounts whose events were stored by this very statement.
+
+        Raises
+        ------
+        _RejectedError
+            One of the events spoils the statement.
+        _FencedError
+            The partition was opened anew since the events were read.
+        """
         parameters = {
+            "partition": read_at.partition,
+            "partitions": read_at.partitions,
+            "epoch": read_at.epoch,
             "event_ids": [link.event.event_id for link in links],
             "hashes": [link.hash for link in links],
             "bodies": [link.event.body for link in links],
         }
         try:
             rows = await self._lease.fetch(_APPEND, parameters)
-        except psycopg.errors.UniqueViolation:
-            return set()
+        except psycopg.errors.UniqueViolation as error:
+            raise _KeyUsedError from error
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise _RejectedError from error
-        return {row["account_id"] for row in rows}
+        accounts = {row["account_id"] for row in rows}
+        if _FENCE_CLOSED in accounts:
+            raise _FencedError
+        return accounts
 
-    async def _second_look(self, chain: Sequence[_Link]) -> Appended:
+    async def _second_look(self, chain: Sequence[_Link], read_at: ReadAt) -> Appended:
         """Find out why the events of an account were left alone, and store those that can be.
 
         Others may store the same events at the same time, so a failed insertion says nothing by itself: only what is
@@ -286,22 +486,22 @@ class PostgresWriter:
         for _ in range(len(chain) + _LOOKS_MAX):
             try:
                 seen = await self._look(rest)
-                while rest and seen[rest[0].n].holds(rest[0]):
+                while rest and seen[rest[0].account_id, rest[0].n].holds(rest[0]):
                     stored.append(rest.pop(0).event.event_id)
                 if not rest:
                     break
                 first = rest[0]
-                if seen[first.n].stands_in_the_way_of(first):
-                    key_used_by = None if seen[first.n].key_id is None else first.event.event_id
-                    return Appended(tuple(stored), forked=True, key_used_by=key_used_by)
-                if seen[first.n].head_n < first.n - 1:
-                    return Appended(tuple(stored), gap=True)
-                if first.account_id in await self._insert(rest[:at_once]):
+                hindrance = seen[first.account_id, first.n].hindrance(first, tuple(stored))
+                if hindrance is not None:
+                    return hindrance
+                if first.account_id in await self._insert(rest[:at_once], read_at):
                     stored += [link.event.event_id for link in rest[:at_once]]
                     rest = rest[at_once:]
                     if not rest:
                         break
                     continue
+            except _KeyUsedError:
+                pass
             except _RejectedError:
                 if at_once == 1 or len(rest) == 1:
                     return Appended(tuple(stored), rejected=True)
@@ -309,21 +509,23 @@ class PostgresWriter:
             at_once = 1
         return Appended(tuple(stored))
 
-    async def _look(self, chain: Sequence[_Link]) -> dict[int, _Place]:
+    async def _look(self, chain: Sequence[_Link]) -> dict[tuple[int, int], _Place]:
         parameters = {
             "account_ids": [link.account_id for link in chain],
             "ns": [link.n for link in chain],
-            "keys": [link.key for link in chain],
+            "event_ids": [link.event.event_id for link in chain],
+            "keys": [link.key if link.key_is_for_ever else None for link in chain],
         }
         try:
             rows = await self._lease.fetch(_SECOND_LOOK, parameters)
         except psycopg.DataError as error:
             raise _RejectedError from error
         return {
-            row["n"]: _Place(
+            (row["account_id"], row["n"]): _Place(
                 present_id=row["present_id"],
                 present_hash=row["present_hash"],
                 key_id=row["key_id"],
+                id_n=row["id_n"],
                 head_n=row["head_n"] or 0,
                 head_id=row["head_id"] or 0,
                 head_hash=row["head_hash"] or "",
@@ -336,6 +538,14 @@ class _RejectedError(Exception):
     """PostgreSQL refuses an event as it is, whoever tries again."""
 
 
+class _FencedError(Exception):
+    """Events were read from Redis before it was opened anew."""
+
+
+class _KeyUsedError(_RejectedError):
+    """An idempotency key, or a place in a chain, is taken; a look says by whom."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Link:
     """An event with what its place in the chain is."""
@@ -346,6 +556,7 @@ class _Link:
     previous_event_id: int
     previous_hash: str
     key: str
+    key_is_for_ever: bool
     hash: str
 
     @classmethod
@@ -358,17 +569,19 @@ class _Link:
             previous_event_id=body["previous_event_id"],
             previous_hash=body["previous_hash"],
             key=body["key"],
+            key_is_for_ever=body.get("acknowledged_by", AcknowledgedBy.HISTORY) == AcknowledgedBy.HISTORY,
             hash=digest(event.body),
         )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Place:
-    """What history holds where an event wants to go: the event there, the event of its key, the last event."""
+    """What history holds where an event wants to go: the event there, those of its key and of its id, the last one."""
 
     present_id: int | None
     present_hash: str | None
     key_id: int | None
+    id_n: int | None
     head_n: int
     head_id: int
     head_hash: str
@@ -377,9 +590,16 @@ class _Place:
         """Whether the very event is there already."""
         return self.present_id == link.event.event_id and self.present_hash == link.hash
 
-    def stands_in_the_way_of(self, link: _Link) -> bool:
+    def hindrance(self, link: _Link, stored: tuple[int, ...]) -> Appended | None:
+        """Why the event cannot be stored after those before it were; None when nothing seen here hinders it."""
+        if self._stands_in_the_way_of(link):
+            key_used_by = None if self.key_id is None else link.event.event_id
+            return Appended(stored, forked=True, key_used_by=key_used_by)
+        return Appended(stored, gap=True) if self.head_n < link.n - 1 else None
+
+    def _stands_in_the_way_of(self, link: _Link) -> bool:
         """Whether the event can never be stored: its place, its key or its predecessor is another event's."""
-        if self.present_id is not None or self.key_id is not None:
+        if self.present_id is not None or self.key_id is not None or self.id_n is not None:
             return not self.holds(link)
         predecessor = (link.previous_event_id, link.previous_hash)
         return self.head_n == link.n - 1 and (self.head_id, self.head_hash) != predecessor
@@ -392,6 +612,10 @@ def _moment(microseconds: int | None) -> dt.datetime | None:
 def _with_timestamp(row: Row) -> dict[str, Any]:
     occurred_at = row.pop("occurred_at")
     return {**row, "timestamp_us": (occurred_at - _EPOCH) // _MICROSECOND}
+
+
+def _history_key(row: Row) -> HistoryKey:
+    return HistoryKey(row["key"], row["event_id"], row["request_hash"], canonical(row["result"]), row["ttl_s"])
 
 
 def _history_account(row: Row) -> HistoryAccount:

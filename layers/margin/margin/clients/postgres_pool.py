@@ -30,6 +30,10 @@ Parameters = Mapping[str, object] | Sequence[object]
 
 _UNAVAILABLE = "PostgreSQL did not answer in time, or refused the connection or the statement."
 
+_READ_ONLY = "PostgreSQL is read-only."
+_READ_ONLY_SIGNS = ("session is read-only", "server is in hot standby mode")
+"""How the driver's library says it; in another language it is merely unavailable."""
+
 
 class PostgresPool:
     """Connections of one event loop, opened lazily.
@@ -100,13 +104,17 @@ class PostgresPool:
             sslmode=settings.postgres_sslmode,
             application_name=settings.app_name,
             autocommit=True,
+            # A server that does not write must not be found out by the append, when Redis has the event already. From
+            # version 14 on it says so while the connection is made, which costs nothing.
+            target_session_attrs="read-write",
             prepare_threshold=None,
             row_factory=dict_row,
         )
         try:
             return await asyncio.wait_for(connecting, until_s - asyncio.get_running_loop().time())
         except (psycopg.Error, TimeoutError, OSError) as error:
-            raise PostgresUnavailableError(_UNAVAILABLE) from error
+            message = _READ_ONLY if any(sign in str(error) for sign in _READ_ONLY_SIGNS) else _UNAVAILABLE
+            raise PostgresUnavailableError(message) from error
 
     async def execute(self, connection: Connection, query: str, parameters: Parameters) -> list[Row]:
         """Execute one statement in one round trip, within the deadline."""
@@ -205,6 +213,9 @@ class Lease:
         except psycopg.Error as error:
             # Broken, or not the server it should be: read-only after a fail-over, without the schema, without rights.
             self.discard()
+            if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                # The others lead to the same server, and a new one is refused before anything is written to Redis.
+                self._pool.forget_idle()
             raise PostgresUnavailableError(_UNAVAILABLE) from error
         self._kept = False
         return rows

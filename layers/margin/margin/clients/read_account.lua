@@ -30,8 +30,8 @@ if #symbols > 0 then
 end
 
 local names = {'engine', 'account:' .. account_id}
-if wanted ~= '' then
-  names[3] = 'symbol:' .. wanted
+for _, symbol in ipairs(symbols) do
+  names[#names + 1] = 'symbol:' .. symbol
 end
 local controls = {}
 for i, state in ipairs(redis.call('HMGET', key('controls'), unpack(names))) do
@@ -57,4 +57,5 @@ return {
   controls,
   record,
   pending,
+  text(redis.call('HGET', key('holds'), account_id)),
 }

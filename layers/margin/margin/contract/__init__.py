@@ -2,3 +2,5 @@
 
 Field names are fixed: callers depend on them. The API document is made of these classes.
 """
+
+import margin.loading  # noqa: F401 - first, before all that takes long

@@ -35,6 +35,13 @@ class EventType(StrEnum):
     LIQUIDATION = "LIQUIDATION"
 
 
+class AcknowledgedBy(StrEnum):
+    """Which store had an event when its caller was told that it is done."""
+
+    HISTORY = "history"
+    REDIS = "redis"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One event, before it has an id.
@@ -42,6 +49,9 @@ class Event:
     ``n`` counts the account's events from 1. ``positions`` holds the symbols that the event changed (None: closed).
     ``detail`` is the record of its type (a trade, a liquidation), ``result`` what the caller is answered. All values
     are JSON values already.
+
+    ``acknowledged_by`` says for how long the key stands for this event alone: for ever where history has to take the
+    event before the caller is told, else for as long as Redis remembers the key.
     """
 
     type: EventType
@@ -59,6 +69,7 @@ class Event:
     ledger: Sequence[tuple[str, str]]
     detail: Mapping[str, object]
     result: Mapping[str, object]
+    acknowledged_by: AcknowledgedBy = AcknowledgedBy.HISTORY
 
     def body(self) -> str:
         """Canonical JSON of the event."""

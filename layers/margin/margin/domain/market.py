@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from decimal import Decimal
 
-__all__ = ["Mark", "Market"]
+__all__ = ["RESTORED_STAMP_US", "Mark", "Market"]
+
+RESTORED_STAMP_US: Final = 0
+"""Stamp of a mark price that was lost and put back from history: nobody knows any more how old it is."""
 
 _US_PER_S: Final = 1_000_000
 
@@ -77,12 +80,16 @@ class Market:
     def is_stale(self, symbol: str) -> bool:
         """Tell whether the mark is older than its instrument allows; exactly the allowed age is still fresh.
 
+        One that was put back from history is stale until it is set again, whatever the instrument allows.
+
         Raises
         ------
         NoMarkPriceError
             When none was ever set.
         """
         mark = self._mark(symbol)
+        if mark.stamp_us == RESTORED_STAMP_US:
+            return True
         age_max_s = self.instrument(symbol).mark_max_age_s
         return age_max_s is not None and self.now_us - mark.stamp_us > age_max_s * _US_PER_S
 

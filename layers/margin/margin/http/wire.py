@@ -170,6 +170,10 @@ SymbolQuery = Annotated[
     str,
     Query(pattern=SYMBOL_PATTERN, max_length=32, description="Only this symbol.", examples=["BTC-PERP"]),
 ]
+SymbolPath = Annotated[
+    str,
+    Path(pattern=SYMBOL_PATTERN, max_length=32, description="The instrument's symbol.", examples=["BTC-PERP"]),
+]
 SideText = Literal["BUY", "SELL"]
 
 

@@ -63,7 +63,7 @@ class FundsService:
         def decide(view: AccountView) -> Decision:
             if view.account is None:
                 raise UnknownAccountError(account_id)
-            allow_withdrawal(view.controls)
+            allow_withdrawal(view.controls, view.account)
             return _decision(
                 EventType.WITHDRAWAL, withdraw(view.account, amount, view.market), amount, view, guarded=True
             )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from margin.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from margin.ports import History, PartitionStore
+    from margin.ports import History
+    from margin.ports.opening import PartitionStore
 
 
 class HealthService:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from margin.domain.ledger import LedgerAccount
 from margin.errors import CursorInvalidError, UnknownAccountError
-from margin.ports import History, LiquidationQuery, TradeQuery
+from margin.ports.queries import LiquidationQuery, TradeQuery
 from margin.services.cursors import decode_cursor, encode_cursor
+
+if TYPE_CHECKING:
+    from margin.ports import History
 
 _TIMESTAMP_US_MAX = 253_402_300_800_000_000
 """The year 10000, which no timestamp reaches."""

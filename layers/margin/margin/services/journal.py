@@ -5,6 +5,8 @@
 3. Commit in Redis, in one round trip, if nothing that the decision used has changed.
 4. Append to history, in one round trip, then take the event off the pending list.
 
+Where Redis alone acknowledges (HISTORY=drain) step 4 is left to the drain, and no connection to history is taken.
+
 A step that fails leaves nothing half done: before the commit nothing was written; after it the event waits on the
 pending list, where the next event of the account or the drain picks it up, and the caller is told that it is not
 final yet.
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING
 from margin.caller import NOBODY, Caller
 from margin.domain.decimals import plain
 from margin.domain.event import (
+    AcknowledgedBy,
     Event,
     EventType,
     StoredEvent,
@@ -37,6 +40,7 @@ from margin.errors import (
     ContentionError,
     HistoryForkError,
     IdempotencyKeyReusedError,
+    MarginError,
     NotFoundError,
     OutcomeUnknownError,
     RedisRefusedError,
@@ -55,6 +59,7 @@ from margin.ports import (
     Conflict,
     History,
     HistoryWriter,
+    ReadAt,
     StoredResult,
 )
 
@@ -113,8 +118,9 @@ class Decision:
 class Outcome:
     """What happened.
 
-    ``final``: the event is in history. ``replayed``: it had happened before. ``crossed``: a mark price already
-    crosses one of the account's new triggers, so it must be evaluated at once.
+    ``final``: the event is where it has to be before a caller is told that it is done. ``replayed``: it had happened
+    before. ``crossed``: a mark price already crosses one of the account's new triggers, so it must be evaluated at
+    once.
     """
 
     event_id: int
@@ -137,15 +143,24 @@ class Journal:
         Undoes what history refuses.
     idempotency_ttl_s : int
         How long a caller's key is remembered.
+    acknowledged_by : AcknowledgedBy
+        Where an event has to be before its caller is told that it is done.
     """
 
     def __init__(
-        self, accounts: AccountStore, history: History, healing: HealingService, *, idempotency_ttl_s: int
+        self,
+        accounts: AccountStore,
+        history: History,
+        healing: HealingService,
+        *,
+        idempotency_ttl_s: int,
+        acknowledged_by: AcknowledgedBy = AcknowledgedBy.HISTORY,
     ) -> None:
         self._accounts = accounts
         self._history = history
         self._healing = healing
         self._idempotency_ttl_s = idempotency_ttl_s
+        self._acknowledged_by = acknowledged_by
 
     async def execute(self, request: WriteRequest, decide: Callable[[AccountView], Decision | None]) -> Outcome | None:
         """Make ``decide`` happen exactly once for the request's key.
@@ -177,6 +192,8 @@ class Journal:
             History holds another event in this place; the event was undone.
         """
         key = request.key or uuid.uuid4().hex
+        if self._acknowledged_by is AcknowledgedBy.REDIS:
+            return await self._attempt(request, key, await self._read(request, key), decide, None)
         reading = asyncio.ensure_future(self._read(request, key))
         try:
             async with self._history.reserve() as writer:
@@ -191,13 +208,13 @@ class Journal:
         key: str,
         view: AccountView,
         decide: Callable[[AccountView], Decision | None],
-        writer: HistoryWriter,
+        writer: HistoryWriter | None,
     ) -> Outcome | None:
         lost = False
         for attempt in range(COMMIT_ATTEMPTS_MAX):
             if view.replay is not None:
                 # After a lost reply it is this very request that is replayed: nobody has looked at its triggers.
-                return await self._replay(request, key, view.replay, writer, crossed=lost)
+                return await self._replay(request, key, view, view.replay, writer, crossed=lost)
             try:
                 decision = decide(view)
                 if decision is None and not lost:
@@ -206,10 +223,10 @@ class Journal:
                     raise _unknown(key)
                 reply = await self._commit(request, key, view, decision)
                 if isinstance(reply, StoredResult):
-                    return await self._replay(request, key, reply, writer, crossed=True)
+                    return await self._replay(request, key, view, reply, writer, crossed=True)
                 if isinstance(reply, Committed):
                     outcome = Outcome(reply.event_id, decision.result, final=False, crossed=reply.crossed)
-                    return await self._finish(request, key, outcome, reply.pending, writer)
+                    return await self._finish(request, key, view.epoch, outcome, reply.pending, writer)
                 count(MetricName.COMMIT_CONFLICTS)
                 lost = lost or reply == REPLY_LOST
                 await asyncio.sleep(_backoff_s(attempt))
@@ -218,38 +235,55 @@ class Journal:
                 # A commit whose reply was lost may still run: until it is seen to have, "no" would be a lie.
                 if lost:
                     raise _unknown(key) from error
-                raise
+                return await self._recall_or_raise(request, writer, error)
         if lost:
             raise _unknown(key)
         message = "The account kept changing while the request was being decided; try again."
         raise ContentionError(message)
 
-    async def settle(self, account_id: int, events: Sequence[StoredEvent], writer: HistoryWriter) -> Appended:
-        """Step 4 for some events of one account.
+    async def settle(
+        self, pending: Mapping[int, Sequence[StoredEvent]], writer: HistoryWriter, *, epoch: int
+    ) -> dict[int, Appended]:
+        """Step 4 for pending events of some accounts of one partition, by account, read under ``epoch`` or a later one.
 
         Returns
         -------
-        Appended
-            What is in history now; what is forked has been undone.
+        dict of int to Appended
+            By account, what is in history now. What forked still waits; see `undo_fork`.
 
         Raises
         ------
         PostgresUnavailableError
         """
+        events = [event for waiting in pending.values() for event in waiting]
         if not events:
-            return Appended(())
-        appended = (await writer.append(events))[account_id]
+            return {}
+        partitions = self._accounts.partitions
+        read_at = ReadAt(next(iter(pending)) % partitions, partitions, epoch)
+        appended = await writer.append(events, read_at)
         with suppress(RedisUnavailableError, StateNotLoadedError):
             # Left on the list they are found to be in history by whoever looks next.
-            await self._accounts.forget_pending(account_id, appended.stored)
-        if appended.gap or appended.rejected:
-            count(MetricName.HISTORY_BLOCKED)
-            waiting = [event.event_id for event in events if event.event_id not in appended.stored]
-            logger.error("history_blocked", account_id=account_id, event_id=waiting[0], gap=appended.gap)
-        if appended.forked:
-            forked = next(event.event_id for event in events if event.event_id not in appended.stored)
-            await self._healing.heal(account_id, forked, writer)
+            await self._accounts.forget_pending(
+                {account_id: taken.taken_of(pending[account_id]) for account_id, taken in appended.items()}
+            )
+        for account_id, taken in appended.items():
+            if taken.blocked:
+                count(MetricName.HISTORY_BLOCKED)
+                event_id = taken.first_left(pending[account_id])
+                logger.error("history_blocked", account_id=account_id, event_id=event_id, gap=taken.gap)
         return appended
+
+    async def undo_fork(
+        self, account_id: int, waiting: Sequence[StoredEvent], appended: Appended, writer: HistoryWriter
+    ) -> None:
+        """Put an account back to what history holds, if some of its events can never be stored.
+
+        Raises
+        ------
+        ContentionError, PostgresUnavailableError, RedisUnavailableError
+        """
+        if appended.forked:
+            await self._healing.heal(account_id, writer, forked_event_id=appended.first_left(waiting))
 
     async def _read(self, request: WriteRequest, key: str) -> AccountView:
         return await self._accounts.read(request.account_id, symbol=request.symbol, key=key)
@@ -282,6 +316,7 @@ class Journal:
             previous_hash=view.chain_hash,
             at_us=view.market.now_us,
             key=key,
+            acknowledged_by=self._acknowledged_by,
             request_hash=request.request_hash,
             subject=request.caller.subject,
             source_ip=request.caller.source_ip,
@@ -304,13 +339,28 @@ class Journal:
             triggers=triggers(decision.account, view.market),
             instrument_versions={symbol: view.market.instrument(symbol).version for symbol in sorted(symbols)},
             controls=view.controls,
+            hold=view.hold,
             marks=decision.marks,
             result=canonical(dict(decision.result)),
-            key_ttl_s=self._idempotency_ttl_s if request.key else _MADE_KEY_TTL_S,
+            key_ttl_s=self._key_ttl_s(request),
+            wants_pending=self._acknowledged_by is AcknowledgedBy.HISTORY,
         )
 
+    def _key_ttl_s(self, request: WriteRequest) -> int:
+        """For how long Redis remembers the key: one that was made is named to a caller who has to ask again."""
+        if request.key or self._acknowledged_by is AcknowledgedBy.REDIS:
+            return self._idempotency_ttl_s
+        return _MADE_KEY_TTL_S
+
     async def _replay(
-        self, request: WriteRequest, key: str, replay: StoredResult, writer: HistoryWriter, *, crossed: bool
+        self,
+        request: WriteRequest,
+        key: str,
+        view: AccountView,
+        replay: StoredResult,
+        writer: HistoryWriter | None,
+        *,
+        crossed: bool,
     ) -> Outcome:
         """Answer what the key did, after completing step 4 for it."""
         _check_same_request(request, replay)
@@ -318,21 +368,30 @@ class Journal:
         # What is pending is the end of the chain, and ids rise along it; only the oldest of a long list are here.
         if not replay.pending or replay.event_id < replay.pending[0].event_id:
             return outcome
-        return await self._finish(request, key, outcome, replay.pending, writer)
+        return await self._finish(request, key, view.epoch, outcome, replay.pending, writer)
 
     async def _finish(
         self,
         request: WriteRequest,
         key: str,
+        epoch: int,
         outcome: Outcome,
         pending: Sequence[StoredEvent],
-        writer: HistoryWriter,
+        writer: HistoryWriter | None,
     ) -> Outcome:
         """Step 4 for an event and all that waits before it."""
         account_id, event_id = request.account_id, outcome.event_id
+        if writer is None:
+            return dataclasses.replace(outcome, final=_redis_may_acknowledge(event_id, pending))
         try:
-            appended = await self.settle(account_id, pending, writer)
-            if appended.forked and event_id not in appended.stored and await self._dropped(account_id, event_id):
+            appended = (await self.settle({account_id: pending}, writer, epoch=epoch))[account_id]
+            await self.undo_fork(account_id, pending, appended, writer)
+            gone = (appended.forked or appended.fenced) and event_id not in appended.stored
+            if gone and not await self._accounts.is_pending(account_id, event_id):
+                # Another may have stored it before it left the list.
+                body = next((event.body for event in pending if event.event_id == event_id), None)
+                if body is None or await writer.has_event(account_id, event_id, digest(body)):
+                    return dataclasses.replace(outcome, final=body is not None)
                 return await self._undone(request, key, writer, by_key=appended.key_used_by == event_id)
         except (UnavailableError, ContentionError) as error:
             count(MetricName.HISTORY_PENDING)
@@ -345,16 +404,44 @@ class Journal:
 
         Redis forgets a key after some time, or with what it loses; history does not: a key is executed once for ever.
         """
-        recalled = await writer.result(request.account_id, key) if by_key else None
+        recalled = await self._recall(request, key, writer) if by_key else None
         if recalled is None:
-            message = "History holds another event in this place; the request was undone. Retry it."
+            message = "The request was undone: history took another way before it got there. Retry it."
             raise HistoryForkError(message)
-        _check_same_request(request, recalled)
-        return Outcome(recalled.event_id, json.loads(recalled.result), final=True, replayed=True)
+        return recalled
 
-    async def _dropped(self, account_id: int, event_id: int) -> bool:
-        """Whether an event that history did not take is no longer waiting either."""
-        return all(event.event_id != event_id for event in await self._accounts.pending(account_id))
+    async def _recall_or_raise(
+        self, request: WriteRequest, writer: HistoryWriter | None, error: MarginError
+    ) -> Outcome:
+        """Answer a request that was refused with what its key did before; else refuse it.
+
+        What Redis has forgotten was executed all the same, and "no" would be a lie.
+        """
+        if not isinstance(error, UnavailableError) and writer is not None and request.key is not None:
+            recalled = await self._recall(request, request.key, writer)
+            if recalled is not None:
+                return recalled
+        raise error
+
+    @staticmethod
+    async def _recall(request: WriteRequest, key: str, writer: HistoryWriter) -> Outcome | None:
+        """Answer what a key did before, as far as history knows; None when nothing."""
+        stored = await writer.result(request.account_id, key)
+        if stored is None:
+            return None
+        _check_same_request(request, stored)
+        return Outcome(stored.event_id, json.loads(stored.result), final=True, replayed=True)
+
+
+def _redis_may_acknowledge(event_id: int, pending: Sequence[StoredEvent]) -> bool:
+    """Whether nothing waits up to an event that only history can acknowledge, and could still refuse with all after it.
+
+    ``pending`` is the oldest of what waits; an event that is not among it has something before it that nobody sees.
+    """
+    before = [event for event in pending if event.event_id <= event_id]
+    if pending and (not before or before[-1].event_id != event_id):
+        return False
+    return all(json.loads(event.body)["acknowledged_by"] != AcknowledgedBy.HISTORY for event in before)
 
 
 def _unknown(key: str) -> OutcomeUnknownError:

@@ -2,37 +2,72 @@
 
 A partition is opened for one server (its run_id) and one epoch. When the marker does not vouch for that, because
 Redis was emptied, restarted or failed over, every account is compared with history, put back where it differs, and a
-new epoch begins.
+new epoch begins. A rebuild is the same with every account put back, whatever Redis says of it.
+
+An opening that is broken off, by a deadline or a death, goes on where it was when the next one begins. Until it is
+done nobody commits in its partition, and the others go on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
+import uuid
 from typing import TYPE_CHECKING
 
 from margin.domain.event import parse_version
-from margin.errors import PostgresUnavailableError, StateNotLoadedError
+from margin.errors import HistoryLostError, OpeningUnderWayError, StateNotLoadedError
 from margin.observability import logger
-from margin.ports import Loaded
+from margin.ports import Dropped, Loaded
+from margin.ports.opening import OpeningRecord
+from margin.services.key_sweep import KeySweepService
+from margin.services.mark_records import MarkRecordService
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from margin.ports import AccountStore, History, HistoryAccount, HistoryWriter, PartitionStore
-    from margin.services.drain import DrainReport, DrainService
+    from margin.domain.market import Market
+    from margin.ports import AccountStore, History, HistoryAccount, HistoryWriter, MarketStore
+    from margin.ports.opening import Opening, PartitionStore
+    from margin.services.controls import ControlService
+    from margin.services.drain import DrainService
     from margin.services.healing import HealingService
 
-ACCOUNTS_PER_PAGE = 500
+COMPARED_PER_PAGE = 500
+REBUILT_PER_PAGE = 100
+LOADED_AT_ONCE = 50
+"""Accounts whose live keys are in memory together: each may have a thousand."""
+_PROGRESS_EVERY_S = 2.0
+"""After so long a line in the log says how far it has got."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """Redis as one number of partitions divides it; its clients do not look at markers when they connect."""
+
+    partitions: PartitionStore
+    accounts: AccountStore
+    market: MarketStore
+    healing: HealingService
+    controls: ControlService
+    drain: DrainService
 
 
 @dataclasses.dataclass(slots=True)
 class OpeningReport:
-    """What it took to open."""
+    """What it took to open.
+
+    ``accounts`` were looked at, ``loaded`` put back to history, ``dropped`` removed, ``kept`` left as they are because
+    history refuses what they have pending. Not ``complete``: time was up, and the next opening goes on.
+    """
 
     opened: list[int] = dataclasses.field(default_factory=list)
     accounts: int = 0
     loaded: int = 0
+    dropped: int = 0
+    kept: int = 0
     drained: int = 0
+    complete: bool = True
 
 
 class OpeningService:
@@ -40,27 +75,33 @@ class OpeningService:
 
     Parameters
     ----------
-    partitions : PartitionStore
-        The markers.
-    accounts, history : AccountStore, History
-        What is compared. The account store is one that does not look at markers when it connects.
-    healing, drain : HealingService, DrainService
-        How what differs is put right.
+    layout : Layout
+        Redis as it is to be divided.
+    history : History
+        What it is compared with.
+    former : callable
+        Makes the layout of another number of partitions, to empty it.
+    compared_per_page, rebuilt_per_page : int
+        After how many accounts it notes how far it has got.
     """
 
     def __init__(
         self,
-        partitions: PartitionStore,
-        accounts: AccountStore,
+        layout: Layout,
         history: History,
-        healing: HealingService,
-        drain: DrainService,
+        former: Callable[[int], Layout],
+        *,
+        compared_per_page: int = COMPARED_PER_PAGE,
+        rebuilt_per_page: int = REBUILT_PER_PAGE,
     ) -> None:
-        self._partitions = partitions
-        self._accounts = accounts
+        self._compared_per_page = compared_per_page
+        self._rebuilt_per_page = rebuilt_per_page
+        self._layout = layout
+        self._partitions = layout.partitions
+        self._accounts = layout.accounts
         self._history = history
-        self._healing = healing
-        self._drain = drain
+        self._former = former
+        self._key_sweep = KeySweepService(layout.accounts, history)
 
     async def needed(self) -> list[int]:
         """Partitions whose marker does not vouch for the server that answers.
@@ -72,75 +113,293 @@ class OpeningService:
         count = self._accounts.partitions
         return [partition for partition in range(count) if not (await self._partitions.state(partition)).whole(count)]
 
-    async def open(self) -> OpeningReport:
-        """Open every partition that needs it; nothing to do when all are whole.
+    async def open(
+        self, *, rebuild: Collection[int] = (), keep_going: Callable[[], bool] = lambda: True
+    ) -> OpeningReport:
+        """Open every partition that needs it, and rebuild some; nothing to do when all are whole.
 
         The marker goes first, so that nobody commits meanwhile; then what is pending goes to history; then every
         account is compared with history by version and loaded where it differs; then the marker is set with a new
         epoch.
 
+        Parameters
+        ----------
+        rebuild : collection of int
+            Partitions in which every account is loaded, whole or not. Where a rebuild of one of them was broken off,
+            only what is left of it is done.
+        keep_going : callable
+            Asked between pages of accounts; False breaks off, and the report says so.
+
         Raises
         ------
-        StateNotLoadedError
-            Redis holds events that history has lost, or another process is opening at this moment.
+        HistoryLostError
+            Redis holds events that history has lost; a rebuild accepts that.
+        OpeningUnderWayError
+            Another process is opening at this moment.
         UnavailableError
         """
         report = OpeningReport()
-        if not await self.needed():
+        if not rebuild and not await self.needed():
             return report
         async with self._history.opening_lock() as mine:
             if not mine:
                 message = "Another process is opening the state at this moment."
-                raise StateNotLoadedError(message)
-            needed = await self.needed()
-            # The server that is compared is the one that is vouched for: another that takes its place fails the check.
-            servers = {partition: (await self._partitions.state(partition)).server_run_id for partition in needed}
-            for partition in needed:
-                await self._partitions.close(partition)
-            drained: DrainReport = await self._drain.drain()
-            report.drained = drained.stored
-            async with self._history.reserve() as writer:
-                await self._compare(report, needed, writer)
-            for partition in needed:
-                await self._partitions.open(partition, await self._history.next_epoch(), servers[partition])
-                report.opened.append(partition)
+                raise OpeningUnderWayError(message)
+            rebuild_epoch, rebuild = await self._left_to_rebuild(rebuild)
+            todo = sorted({*rebuild, *await self.needed()})
+            if not todo:
+                return report
+            report.complete = await self._leave_former_layout(report, keep_going)
+            if report.complete:
+                token = uuid.uuid4().hex
+                openings = [
+                    await self._begin(partition, token, rebuild_epoch if partition in rebuild else 0)
+                    for partition in todo
+                ]
+                await self._layout.controls.align(anew=todo)
+                epoch = max(opening.epoch for opening in openings)
+                drained = await self._layout.drain.drain(todo, keep_going=keep_going, epoch=epoch)
+                report.drained += drained.stored
+                for opening in openings:
+                    # What others have read of the partition and not stored yet comes too late from here on.
+                    fence = await self._history.raise_fence(opening.partition, self._accounts.partitions, opening.epoch)
+                    self._require(fence == opening.epoch)
+                for opening in openings:
+                    # Out of time the drain may have left what history would have taken.
+                    report.complete = keep_going() and await self._open_one(opening, report, keep_going)
+                    if not report.complete:
+                        break
         logger.info("partitions_opened", **dataclasses.asdict(report))
         return report
 
-    async def _compare(self, report: OpeningReport, needed: Sequence[int], writer: HistoryWriter) -> None:
-        """Load every account of some partitions that Redis holds at another version than history.
+    async def _begin(self, partition: int, token: str, rebuild_epoch: int) -> Opening:
+        """Close a partition for an epoch that is taken before: whoever is held up after that is found out.
 
-        Nobody commits in these partitions meanwhile; the others go on.
+        Each partition has an epoch of its own, or their event ids would be the same; one that was broken off keeps it,
+        so that openings in vain use none up.
         """
-        after = 0
-        while rows := await self._history.accounts(after, ACCOUNTS_PER_PAGE):
-            after = rows[-1].account.account_id
-            for partition in needed:
-                mine = [row for row in rows if row.account.account_id % self._accounts.partitions == partition]
-                await self._compare_page(report, mine, writer)
-        held = sum([await self._accounts.size(partition) for partition in needed])
-        if held != report.accounts:
-            message = f"Redis holds {held} accounts, history {report.accounts}: history has lost some."
-            raise PostgresUnavailableError(message)
+        partitions = self._accounts.partitions
+        state = await self._partitions.state(partition)
+        basis = await self._history.opening_basis(partition, partitions)
+        goes_on = state.opening_basis == basis and state.opening_epoch > rebuild_epoch
+        epoch = state.opening_epoch if goes_on else await self._history.next_epoch()
+        opening = await self._partitions.begin(partition, token, epoch, basis=basis, rebuild_epoch=rebuild_epoch)
+        if opening is None:
+            raise StateNotLoadedError(_TAKEN_OVER)
+        return opening
 
-    async def _compare_page(self, report: OpeningReport, rows: Sequence[HistoryAccount], writer: HistoryWriter) -> None:
+    async def _left_to_rebuild(self, chosen: Collection[int]) -> tuple[int, set[int]]:
+        """Tell which partitions are still to be rebuilt, and the epoch that the rebuild took when it began.
+
+        A partition of a rebuild that was broken off knows that epoch; those that have a later one are done.
+        """
+        if not chosen:
+            return 0, set()
+        states = {partition: await self._partitions.state(partition) for partition in chosen}
+        began = max(state.rebuild_epoch for state in states.values())
+        if not began:
+            return await self._history.next_epoch(), set(chosen)
+        count = self._accounts.partitions
+        done = {partition for partition, state in states.items() if state.whole(count) and int(state.epoch) > began}
+        return began, set(chosen) - done
+
+    async def _open_one(self, opening: Opening, report: OpeningReport, keep_going: Callable[[], bool]) -> bool:
+        """Compare or rebuild one partition and open it; False when time was up."""
+        partition, partitions = opening.partition, self._accounts.partitions
+        await self._layout.market.restore_marks(partition, await self._history.marks())
+        market = await self._layout.market.market()
+        page_size = self._rebuilt_per_page if opening.rebuild else self._compared_per_page
+        progress = _Progress()
+        while rows := await self._history.accounts(
+            opening.after, page_size, partition=partition, partitions=partitions
+        ):
+            async with self._history.reserve() as writer:
+                loaded = await self._put_back(opening, rows, market, writer, report)
+            opening.after = rows[-1].account.account_id
+            opening.loaded += loaded
+            opening.accounts += len(rows)
+            report.accounts += len(rows)
+            report.loaded += loaded
+            progress.tell(opening)
+            self._require(await self._partitions.note(opening))
+            if not keep_going():
+                return False
+        if opening.rebuild or await self._accounts.size(partition) != opening.accounts:
+            await self._judge_strangers(opening, report)
+        if opening.rebuild:
+            await self._layout.market.sweep_triggers(partition)
+            if not await self._sweep_keys(opening, keep_going):
+                return False
+        record = OpeningRecord(opening.epoch, partition, partitions, opening.run_id, opening.accounts, opening.loaded)
+        await self._history.record_opening(record)
+        self._require(await self._partitions.finish(opening))
+        report.opened.append(partition)
+        return True
+
+    async def _sweep_keys(self, opening: Opening, keep_going: Callable[[], bool]) -> bool:
+        """Take false keys away, from where an opening that was broken off got to; False when time was up."""
+        while True:
+            cursor = await self._key_sweep.sweep_page(opening.partition, opening.sweep_cursor, opening.token)
+            self._require(cursor is not None)
+            opening.sweep_cursor = cursor or "0"
+            self._require(await self._partitions.note(opening))
+            if opening.sweep_cursor == "0":
+                return True
+            if not keep_going():
+                return False
+
+    async def _put_back(
+        self,
+        opening: Opening,
+        rows: Sequence[HistoryAccount],
+        market: Market,
+        writer: HistoryWriter,
+        report: OpeningReport,
+    ) -> int:
+        """Load those of a page that differ from history, or all of them; how many that were."""
         versions = await self._accounts.versions([row.account.account_id for row in rows])
-        report.accounts += len(rows)
-        for row in rows:
-            version = versions[row.account.account_id]
-            if version == row.version:
-                continue
-            self._refuse_lost_history(row.account.account_id, version, row.version)
-            if await self._healing.load(row, writer, expected_version=version) is not Loaded.DONE:
+        todo = [row for row in rows if opening.rebuild or versions[row.account.account_id] != row.version]
+        # All was drained: what still waits, history refuses. It is in Redis alone, so it stays as it is.
+        pending = await self._accounts.pending([row.account.account_id for row in todo])
+        for account_id, events in pending.items():
+            await self._require_refused(opening, account_id)
+            logger.error("account_kept", account_id=account_id, version=versions[account_id], waiting=len(events))
+        report.kept += len(pending)
+        todo = [row for row in todo if row.account.account_id not in pending]
+        if not opening.rebuild:
+            for row in todo:
+                self._refuse_lost_history(row, versions[row.account.account_id])
+        for start in range(0, len(todo), LOADED_AT_ONCE):
+            some = todo[start : start + LOADED_AT_ONCE]
+            loads = await self._layout.healing.loads(some, versions, market, writer, guard=opening.token)
+            outcomes = await self._accounts.load_all(loads)
+            self._require(Loaded.TAKEN_OVER not in outcomes)
+            if any(outcome is not Loaded.DONE for outcome in outcomes):
                 message = "The state changed while it was being opened; try again."
                 raise StateNotLoadedError(message)
-            report.loaded += 1
+        return len(todo)
+
+    async def _require_refused(self, opening: Opening, account_id: int) -> None:
+        """Stop where history takes what still waits: the drain failed for a moment, and Redis may be behind history."""
+        if await self._layout.drain.drain_account(account_id, epoch=opening.epoch):
+            message = f"Account {account_id} had events that history takes; try again."
+            raise StateNotLoadedError(message)
+
+    async def _judge_strangers(self, opening: Opening, report: OpeningReport) -> None:
+        """Look at accounts that Redis holds in a partition and history does not know there.
+
+        Those that belong to another partition now go. One that has something pending stays: history refuses that.
+        Any other means that history has lost an account; only a rebuild takes that for right.
+        """
+        partition, cursor = opening.partition, "0"
+        while True:
+            cursor, ids = await self._accounts.ids(partition, cursor)
+            known = await self._history.known_accounts(ids)
+            for account_id in ids:
+                foreign = account_id % self._accounts.partitions != partition
+                if account_id in known and not foreign:
+                    continue
+                if not (foreign or opening.rebuild):
+                    if (await self._accounts.pending([account_id])).get(account_id):
+                        await self._require_refused(opening, account_id)
+                        report.kept += 1
+                        continue
+                    message = f"Redis holds account {account_id}, history does not: history has lost it. {_ACCEPT}"
+                    raise HistoryLostError(message)
+                dropped = await self._accounts.drop(account_id, partition, opening.token)
+                self._require(dropped is not Dropped.TAKEN_OVER)
+                if dropped is Dropped.DONE:
+                    report.dropped += 1
+                    logger.error("account_dropped", account_id=account_id, partition=partition, foreign=foreign)
+                else:
+                    report.kept += 1
+            if cursor == "0":
+                return
+
+    async def _leave_former_layout(self, report: OpeningReport, keep_going: Callable[[], bool]) -> bool:
+        """Empty another number of partitions than this one, after all of it is in history; False when time was up.
+
+        What stayed there would be taken for the truth by whoever returns to that number.
+        """
+        count = await self._history.last_partitions()
+        if count is None or count == self._accounts.partitions:
+            return True
+        former = self._former(count)
+        token = uuid.uuid4().hex
+        epoch = await self._history.next_epoch()
+        begun = [await former.partitions.begin(partition, token, epoch) for partition in range(count)]
+        openings = [opening for opening in begun if opening is not None]
+        self._require(len(openings) == count)
+        drained = await former.drain.drain(keep_going=keep_going, epoch=epoch)
+        report.drained += drained.stored
+        if not keep_going():
+            return False
+        if drained.waiting_accounts:
+            message = (
+                f"{drained.waiting_accounts} accounts of the layout with PARTITIONS={count} have events that are not in"
+                f" history yet; they go there first."
+            )
+            raise StateNotLoadedError(message)
+        for opening in openings:
+            self._require(await self._history.raise_fence(opening.partition, count, epoch) == epoch)
+        await MarkRecordService(former.market, self._history).save()
+        dropped = 0
+        for opening in openings:
+            # Whoever returns before this is done must compare from the first account on.
+            opening.after = opening.accounts = opening.loaded = 0
+            opening.sweep_cursor = "0"
+            self._require(await former.partitions.note(opening))
+            cursor = "0"
+            while True:
+                cursor, ids = await former.accounts.ids(opening.partition, cursor)
+                for account_id in ids:
+                    outcome = await former.accounts.drop(account_id, opening.partition, token)
+                    self._require(outcome is not Dropped.TAKEN_OVER)
+                    dropped += outcome is Dropped.DONE
+                if not keep_going():
+                    return False
+                if cursor == "0":
+                    break
+            await former.market.forget_marks(opening.partition)
+        logger.info("former_layout_left", partitions=count, drained=drained.stored, accounts=dropped)
+        return True
 
     @staticmethod
-    def _refuse_lost_history(account_id: int, version: str, stored: str) -> None:
+    def _require(ours: bool) -> None:
+        if not ours:
+            raise StateNotLoadedError(_TAKEN_OVER)
+
+    @staticmethod
+    def _refuse_lost_history(row: HistoryAccount, version: str) -> None:
         """Stop where Redis is ahead although all pending events were drained: history itself went back."""
-        if parse_version(version)[0] > parse_version(stored)[0]:
+        if parse_version(version)[0] > parse_version(row.version)[0]:
             message = (
-                f"Account {account_id} is at {version} in Redis and at {stored} in history: history has lost events."
+                f"Account {row.account.account_id} is at {version} in Redis and at {row.version} in history:"
+                f" history has lost events. {_ACCEPT}"
             )
-            raise PostgresUnavailableError(message)
+            raise HistoryLostError(message)
+
+
+_TAKEN_OVER = "Another process has taken over the opening of the state, or Redis was emptied meanwhile; try again."
+_ACCEPT = "To take history as it is for right, rebuild the partition."
+
+
+class _Progress:
+    """Says now and then how far an opening has got."""
+
+    def __init__(self) -> None:
+        self._told_s = time.monotonic()
+
+    def tell(self, opening: Opening) -> None:
+        """Log what is done, when the last line is some seconds old."""
+        if time.monotonic() - self._told_s < _PROGRESS_EVERY_S:
+            return
+        self._told_s = time.monotonic()
+        logger.info(
+            "opening_progress",
+            partition=opening.partition,
+            rebuild=opening.rebuild,
+            accounts=opening.accounts,
+            loaded=opening.loaded,
+            after=opening.after,
+        )

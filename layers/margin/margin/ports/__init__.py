@@ -1,0 +1,474 @@
+"""What services ask of the stores, and the values that cross that line.
+
+Clients implement these protocols against Redis and PostgreSQL; tests implement them in memory. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from decimal import Decimal
+
+    from margin.domain.account import Account
+    from margin.domain.event import Event, StoredEvent
+    from margin.domain.ledger import LedgerAccount
+    from margin.domain.market import Mark, Market
+    from margin.domain.safe_zone import Trigger
+    from margin.ports.opening import OpeningRecord
+    from margin.ports.queries import LiquidationQuery, TradeQuery
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredResult:
+    """The outcome that an idempotency key stands for, with the account's events that history may not have yet."""
+
+    event_id: int
+    request_hash: str
+    result: str
+    pending: tuple[StoredEvent, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AccountView:
+    """One account as Redis holds it at one moment, with all that a decision about it needs.
+
+    ``version`` is "n:event_id" ("" for an account that was never opened), ``chain_hash`` the hash of its last event,
+    ``controls`` by name the pause switches of the engine, the account and every symbol that was read, ``hold`` the last
+    hold on the account ("" for one that was never held).
+    """
+
+    epoch: int
+    account: Account | None
+    version: str
+    chain_hash: str
+    market: Market
+    controls: Mapping[str, str]
+    hold: str = ""
+    replay: StoredResult | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """One event of one account, and everything that must still be as it was when the event was decided.
+
+    ``wants_pending``: whether the reply is to bring the account's pending events; it does so anyhow while one of them
+    waits that history has to acknowledge.
+    """
+
+    event: Event
+    body: str
+    event_hash: str
+    epoch: int
+    expected_version: str
+    account: Account
+    triggers: Mapping[str, Trigger]
+    instrument_versions: Mapping[str, int]
+    controls: Mapping[str, str]
+    hold: str
+    marks: Mapping[str, Decimal]
+    result: str
+    key_ttl_s: int
+    wants_pending: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Committed:
+    """The event happened. ``pending`` are the account's events that history may not have, oldest first."""
+
+    event_id: int
+    crossed: bool
+    pending: tuple[StoredEvent, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conflict:
+    """Nothing happened: ``changed`` names what was no longer as it was."""
+
+    changed: str
+
+
+CommitReply = Committed | StoredResult | Conflict
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AccountRow:
+    """One account in a bulk read: its version and its state."""
+
+    version: str
+    account: Account
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AccountPage:
+    """Some accounts of one partition; ``cursor`` is "0" when there are no more."""
+
+    cursor: str
+    rows: tuple[AccountRow, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CrossedAccounts:
+    """Accounts of one partition by the symbol whose mark crosses them, and the age of the oldest mark with triggers."""
+
+    by_symbol: Mapping[str, tuple[int, ...]]
+    oldest_mark_age_us: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class IndexedAccount:
+    """One account with the triggers that the index has of it, by symbol."""
+
+    row: AccountRow
+    triggers: Mapping[str, Trigger]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SweepPage:
+    """Some accounts of one partition and the market of the same moment; ``cursor`` is "0" when there are no more."""
+
+    cursor: str
+    accounts: tuple[IndexedAccount, ...]
+    market: Market
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SweepProgress:
+    """How far the sweep of a partition has got, and when; (``"0"``, 0) before the first."""
+
+    cursor: str
+    at_us: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MarkUpdate:
+    """What a mark price did in one partition or, summed up, in all: who is at risk, and the first of them."""
+
+    symbol: str
+    stamp_us: int
+    crossed_count: int
+    crossed: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HistoryAccount:
+    """One account as history holds it: the state after its last event."""
+
+    version: str
+    chain_hash: str
+    account: Account
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HistoryKey:
+    """An idempotency key that history remembers, to be put back into Redis."""
+
+    key: str
+    event_id: int
+    request_hash: str
+    result: str
+    ttl_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadAt:
+    """Where events were read from Redis: from which partition of how many, and under which epoch of its marker."""
+
+    partition: int
+    partitions: int
+    epoch: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Appended:
+    """How history took the events of one account.
+
+    ``stored`` are safe. ``forked``: another event stands in the place of the next one, or its key is another's
+    (``key_used_by`` is its id then), so it can never be stored. ``gap``: events before the next one are missing.
+    ``rejected``: the next one cannot be stored as it is, whoever tries; a defect of the engine. ``fenced``: the
+    partition was opened anew since the next one was read, and what Redis holds now decides about it.
+    """
+
+    stored: tuple[int, ...]
+    forked: bool = False
+    key_used_by: int | None = None
+    gap: bool = False
+    rejected: bool = False
+    fenced: bool = False
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the next event waits for somebody to put history right."""
+        return self.gap or self.rejected
+
+    def taken_of(self, events: Sequence[StoredEvent]) -> list[StoredEvent]:
+        """Return those of the account's events that are in history."""
+        return [event for event in events if event.event_id in self.stored]
+
+    def first_left(self, events: Sequence[StoredEvent]) -> int:
+        """Id of the first of the account's events that history did not take."""
+        return next(event.event_id for event in events if event.event_id not in self.stored)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AccountLoad:
+    """What is to replace an account in Redis: its state in history, its live keys, its triggers.
+
+    Only if Redis still holds it at ``expected_version`` and, where one is named, the forked event still waits; and
+    where there is a ``guard``, the token of an opening or a hold on the account, only while that is in force. Of
+    ``swept_symbols`` the account has no triggers then but those named here. ``kept_keys`` were put back before and
+    stay, though their events wait.
+    """
+
+    row: HistoryAccount
+    keys: Sequence[HistoryKey]
+    triggers: Mapping[str, Trigger]
+    expected_version: str
+    forked_event_id: int | None = None
+    guard: str = ""
+    swept_symbols: Sequence[str] = ()
+    kept_keys: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class RememberedKey:
+    """An idempotency key as Redis remembers it, and the event that it says it executed."""
+
+    account_id: int
+    key: str
+    event_id: int
+
+
+class Loaded(StrEnum):
+    """What came of replacing an account by what history holds."""
+
+    DONE = "done"
+    CHANGED = "changed"
+    HEALED_BEFORE = "healed before"
+    TAKEN_OVER = "taken over"
+
+
+class Dropped(StrEnum):
+    """What came of removing an account."""
+
+    DONE = "done"
+    PENDING = "pending"
+    TAKEN_OVER = "taken over"
+
+
+class AccountStore(Protocol):
+    """Accounts in Redis."""
+
+    @property
+    def partitions(self) -> int:
+        """Number of partitions."""
+
+    async def read(self, account_id: int, *, symbol: str = "", key: str = "") -> AccountView:
+        """Read one account and what concerns it, in one round trip."""
+
+    async def commit(self, commit: Commit) -> CommitReply:
+        """Write one event, all or nothing, in one round trip."""
+
+    async def anchor(
+        self, account_id: int, version: str, triggers: Mapping[str, Trigger], *, epoch: int | None = None
+    ) -> bool | None:
+        """Replace an account's triggers; True when one is crossed already, None when the account has changed."""
+
+    async def pending(self, account_ids: Sequence[int]) -> dict[int, tuple[StoredEvent, ...]]:
+        """Events that history may not have yet of accounts of one partition, oldest first; only of those with some."""
+
+    async def is_pending(self, account_id: int, event_id: int) -> bool:
+        """Whether an event waits on the account's pending list, however long that is."""
+
+    async def pending_accounts(self, partition: int, limit: int) -> tuple[int, ...]:
+        """Accounts with such events, longest waiting first."""
+
+    async def pending_stats(self) -> tuple[int, float]:
+        """How many accounts wait for history, and for how many seconds the longest."""
+
+    async def forget_pending(self, stored: Mapping[int, Sequence[StoredEvent]]) -> None:
+        """Take events that are in history off the pending lists of accounts of one partition."""
+
+    async def epoch(self, partition: int) -> int:
+        """Epoch of a partition; 0 while it is closed."""
+
+    async def blocked(self, partition: int) -> dict[int, int]:
+        """How often in vain it was tried to store the next event, by account; only accounts where it was."""
+
+    async def note_blocked(self, account_id: int) -> int:
+        """Count one more try in vain; how many that makes."""
+
+    async def hold(self, account_id: int, for_s: float) -> str:
+        """Let nothing commit on an account for so long, by the clock of Redis; what names this hold."""
+
+    async def release(self, account_id: int, hold: str) -> None:
+        """End this hold, unless another has taken its place."""
+
+    async def page(self, partition: int, cursor: str) -> AccountPage:
+        """Read some accounts of a partition, in no particular order; every account is seen once at least."""
+
+    async def sweep(self, partition: int, cursor: str) -> SweepPage:
+        """Read some accounts of a partition with their triggers and the market; every account is seen once at least."""
+
+    async def sweep_progress(self, partition: int) -> SweepProgress:
+        """Read how far the sweep of a partition has got."""
+
+    async def note_sweep(self, partition: int, progress: SweepProgress) -> None:
+        """Note how far the sweep of a partition has got."""
+
+    async def crossed(self, partition: int, limit: int, passed: int) -> CrossedAccounts:
+        """Accounts of which a mark in force crosses a trigger, by symbol; some, after passing over others."""
+
+    async def versions(self, account_ids: Sequence[int]) -> dict[int, str]:
+        """Versions of accounts of one partition ("" for those that Redis does not have)."""
+
+    async def size(self, partition: int) -> int:
+        """Count the accounts of a partition."""
+
+    async def load(self, load: AccountLoad) -> Loaded:
+        """Replace an account by what history holds, if it is as expected and the forked event still waits."""
+
+    async def load_all(self, loads: Sequence[AccountLoad]) -> list[Loaded]:
+        """Do that for accounts of one partition, each by itself."""
+
+    async def restore_keys(self, load: AccountLoad, restored: Sequence[HistoryKey]) -> list[str] | None:
+        """Put further keys back before an account is loaded; those whose events wait, None where all has changed."""
+
+    async def drop(self, account_id: int, partition: int, guard: str) -> Dropped:
+        """Remove an account from a partition while the guard is in force, but never one with pending events."""
+
+    async def ids(self, partition: int, cursor: str) -> tuple[str, tuple[int, ...]]:
+        """Ids of some accounts of a partition and the next cursor; "0" begins and ends."""
+
+    async def remembered_keys(
+        self, partition: int, cursor: str, *, account_id: int | None = None
+    ) -> tuple[str, list[RememberedKey]]:
+        """Page through the idempotency keys of a partition, or of one of its accounts; cursor "0" begins and ends."""
+
+    async def forget_keys(self, partition: int, keys: Sequence[RememberedKey], guard: str) -> int | None:
+        """Remove idempotency keys, but of no account with pending events; how many, None without the guard in force."""
+
+    async def save_report(self, snapshot_id: str, chunks: Mapping[str, str], ttl_s: int) -> None:
+        """Keep a report for some minutes."""
+
+    async def report_chunk(self, snapshot_id: str, chunk: str) -> str | None:
+        """One part of a kept report, None when it is gone."""
+
+
+class MarketStore(Protocol):
+    """Mark prices and instruments in Redis."""
+
+    async def market(self) -> Market:
+        """All marks and instruments, as partition 0 holds them."""
+
+    async def set_marks(self, prices: Mapping[str, Decimal], *, crossed_max: int) -> list[MarkUpdate]:
+        """Store mark prices in every partition and answer whom they bring to evaluation."""
+
+    async def align_marks(self) -> int:
+        """Bring partitions that lag behind partition 0 up to its marks; how many marks that took."""
+
+    async def restore_marks(self, partition: int, marks: Mapping[str, Mark]) -> int:
+        """Give a closed partition the marks that it lacks, or has only older than these, as stale; how many."""
+
+    async def forget_marks(self, partition: int) -> None:
+        """Drop the marks of a closed partition."""
+
+    async def sweep_triggers(self, partition: int) -> int:
+        """Take triggers away whose account does not hold their symbol; how many that were."""
+
+
+class LiquidationQueue(Protocol):
+    """Accounts to be evaluated elsewhere."""
+
+    async def send(self, account_ids: Sequence[int]) -> None:
+        """Queue accounts; raises when not all of them could be."""
+
+
+class HistoryWriter(Protocol):
+    """One reserved connection to history."""
+
+    async def append(self, events: Sequence[StoredEvent], read_at: ReadAt) -> dict[int, Appended]:
+        """Store events, by account in order, in one round trip; the outcome of each account by its id."""
+
+    async def account(self, account_id: int) -> HistoryAccount | None:
+        """One account's last state; None when history does not know it."""
+
+    async def live_keys(self, account_ids: Sequence[int]) -> dict[int, list[HistoryKey]]:
+        """Idempotency keys that Redis should still know, by account, oldest first; of very many the newest."""
+
+    @property
+    def live_keys_max(self) -> int:
+        """Return how many of one account these are at most."""
+
+    async def older_keys(self, account_id: int, before_event_id: int) -> list[HistoryKey]:
+        """Read more of an account, newest first: of those before this event, ones that nobody would recall."""
+
+    async def has_event(self, account_id: int, event_id: int, event_hash: str) -> bool:
+        """Whether history has this very event of an account."""
+
+    async def result(self, account_id: int, key: str) -> StoredResult | None:
+        """Recall what an idempotency key did, however long ago."""
+
+
+class History(Protocol):
+    """Events, trades, liquidations and the ledger in PostgreSQL."""
+
+    def reserve(self) -> AbstractAsyncContextManager[HistoryWriter]:
+        """Take a connection; raises at once when there is none to be had."""
+
+    async def account_exists(self, account_id: int) -> bool:
+        """Whether history knows the account."""
+
+    async def trades(self, query: TradeQuery) -> list[dict[str, Any]]:
+        """Trades of an account."""
+
+    async def liquidations(self, query: LiquidationQuery) -> list[dict[str, Any]]:
+        """Liquidations of an account or of all."""
+
+    async def accounts(
+        self, after_account_id: int, limit: int, *, partition: int = 0, partitions: int = 1
+    ) -> list[HistoryAccount]:
+        """Accounts of one partition in order of their ids."""
+
+    async def known_accounts(self, account_ids: Sequence[int]) -> set[int]:
+        """Which of some accounts history knows."""
+
+    async def known_keys(self, keys: Sequence[RememberedKey]) -> set[RememberedKey]:
+        """Which of some idempotency keys stand for the very event in history that Redis says."""
+
+    async def recent_accounts(self, since_s: float, limit: int) -> list[HistoryAccount]:
+        """Accounts that changed in the last seconds, the latest first."""
+
+    async def save_marks(self, marks: Mapping[str, Mark]) -> None:
+        """Keep the last mark prices; older ones than those kept change nothing."""
+
+    async def marks(self) -> dict[str, Mark]:
+        """Mark prices that were kept last."""
+
+    async def ledger_sums(self, ledger_accounts: Sequence[LedgerAccount]) -> dict[LedgerAccount, Decimal]:
+        """Sum of each of some ledger accounts over all accounts; those without a line are left out."""
+
+    async def next_epoch(self) -> int:
+        """Take a new epoch."""
+
+    async def raise_fence(self, partition: int, partitions: int, epoch: int) -> int:
+        """From now on take no event that was read from a partition under an earlier epoch; the epoch of the fence."""
+
+    async def record_opening(self, record: OpeningRecord) -> None:
+        """Remember that a partition was opened."""
+
+    async def last_partitions(self) -> int | None:
+        """Into how many partitions Redis was divided at the last opening; None before the first."""
+
+    async def opening_basis(self, partition: int, partitions: int) -> int:
+        """Epoch of the last opening of a partition, or of any in another number of partitions; 0 before the first."""
+
+    def opening_lock(self) -> AbstractAsyncContextManager[bool]:
+        """Be the only one that opens partitions; False when another is."""
+
+    async def check(self) -> None:
+        """Raise when PostgreSQL cannot be used."""

@@ -1,0 +1,133 @@
+"""What the reconciliation asks of the stores."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from decimal import Decimal
+
+    from margin.domain.chain import Link
+    from margin.domain.event import StoredEvent
+    from margin.domain.safe_zone import TriggerSide
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedAccount:
+    """An account's row in history as it is, and how many rows of each kind history had of it at that moment.
+
+    ``positions`` are JSON values that nobody has looked at; None when they are not even that.
+    """
+
+    account_id: int
+    n: int
+    event_id: int
+    chain_hash: str
+    balance: Decimal
+    positions: Any
+    events: int
+    ledger_lines: int
+    trades: int
+    liquidations: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedEvent:
+    """An event in history as it is, with what is derived from it.
+
+    ``columns`` repeat fields of the body by the same names. ``lines`` are the numbers, ledger accounts and amounts of
+    its ledger lines in order; ``trade`` and ``liquidation`` the rows of its id, amounts as text, None where there is
+    none.
+    """
+
+    link: Link
+    columns: Mapping[str, object]
+    lines: tuple[tuple[int, str, str], ...]
+    trade: Mapping[str, Any] | None
+    liquidation: Mapping[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LedgerPage:
+    """Sum of the ledger lines up to ``last`` (account id, event id, line), which is None when there are no more."""
+
+    last: tuple[int, int, int] | None
+    total: Decimal
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HotPosition:
+    """A position in Redis as it is ("" for what is missing), and on which sides it has a trigger."""
+
+    quantity: str
+    entry_cost: str
+    sides: tuple[TriggerSide, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HotAccount:
+    """An account in Redis as it is at one moment; "" stands for what is missing.
+
+    ``pending`` are the first of its ``pending_count`` waiting events; ``waits`` says whether the account is among those
+    that the drain looks at.
+    """
+
+    version: str
+    chain_hash: str
+    balance: str
+    positions: Mapping[str, HotPosition]
+    pending: tuple[StoredEvent, ...]
+    pending_count: int
+    waits: bool
+
+
+class HistoryAudit(Protocol):
+    """History, read as it is and never written."""
+
+    async def last_account(self) -> int:
+        """Highest id of an account; 0 when there is none."""
+
+    async def accounts(self, after_account_id: int, last_account_id: int, limit: int) -> dict[int, int]:
+        """Numbers of the last events of some accounts, in order of the accounts' ids."""
+
+    async def rows(self, account_ids: Sequence[int]) -> dict[int, AuditedAccount]:
+        """Rows of accounts; those that history does not know are left out."""
+
+    async def known(self, account_ids: Sequence[int]) -> set[int]:
+        """Those of some accounts that history knows."""
+
+    async def events(self, after: tuple[int, int], last_account_id: int, limit: int) -> list[AuditedEvent]:
+        """Events behind a place (account id, n), up to an account's last, in order of account id and n."""
+
+    async def ledger(self, after: tuple[int, int, int], total: Decimal, limit: int) -> LedgerPage:
+        """Sum of ``total`` and the ledger lines behind a place (account id, event id, line)."""
+
+
+class HotAudit(Protocol):
+    """Redis, read as it is; the only key that is written is the one that says how far the reconciling has got."""
+
+    @property
+    def partitions(self) -> int:
+        """Number of partitions."""
+
+    async def accounts(self, account_ids: Sequence[int], pending_max: int) -> dict[int, HotAccount]:
+        """Accounts, each at one moment; also of those that Redis does not have."""
+
+    async def account_ids(self, partition: int, cursor: str) -> tuple[str, tuple[str, ...]]:
+        """Ids of some accounts of a partition as they are, and the next cursor; "0" begins and ends."""
+
+    async def symbols(self, partition: int) -> tuple[str, ...]:
+        """Symbols with a mark price or an instrument."""
+
+    async def stray_triggers(
+        self, partition: int, symbol: str, side: TriggerSide, cursor: str
+    ) -> tuple[str, list[str]]:
+        """Accounts that have a trigger there and do not hold the symbol, and the next cursor."""
+
+    async def progress(self) -> tuple[str, int]:
+        """Return what was saved last ("" for nothing), and the time in microseconds."""
+
+    async def save_progress(self, text: str) -> int:
+        """Save how far the reconciling has got; the time in microseconds."""
