@@ -28,9 +28,15 @@ SCHEDULED: Mapping[str, tuple[float, Callable[[dict[str, Any]], Awaitable[object
 WATCH_EVERY_S = 0.5
 
 
+def _told_to_stop() -> bool:
+    """Whether the task was cancelled; a driver may swallow that on the way, and the loop would go on for ever."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def run_scheduled(name: str, every_s: float, function: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
-    """Call a scheduled function for ever, as its schedule would; an error is logged and does not end that."""
-    while True:
+    """Call a scheduled function until cancelled, as its schedule would; an error is logged and does not end that."""
+    while not _told_to_stop():
         await asyncio.sleep(every_s)
         try:
             async with asyncio.timeout(FUNCTION_TIMEOUT_S):
@@ -47,7 +53,7 @@ async def run_scheduled(name: str, every_s: float, function: Callable[[dict[str,
 async def watch(stores: LocalStores, engine: Engine) -> None:
     """Start dead servers again, and open the state again when Redis is not the one that it was loaded into."""
     healthy = True
-    while True:
+    while not _told_to_stop():
         await asyncio.sleep(WATCH_EVERY_S)
         try:
             # A server starts in well under a second and must be the main thread's child, so the loop waits for it.
