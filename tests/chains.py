@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from margin.domain.event import Event, EventType, StoredEvent, digest
-from margin.ports import ReadAt
+from margin.ports.history import ReadAt
 
 READ_AT = ReadAt(partition=0, partitions=1, epoch=2**20)
 """As if read from Redis after every opening."""

@@ -29,7 +29,8 @@ from margin.domain.account import Account
 from margin.domain.order import Order
 from margin.domain.position import Position, Side
 from margin.domain.safe_zone import triggers
-from margin.ports import AccountLoad, HistoryAccount
+from margin.ports import AccountLoad
+from margin.ports.history import HistoryAccount
 from margin.runtime import Engine
 from margin_local.servers import EmbeddedPostgres, EmbeddedValkey
 from migrate_schema import migrate

@@ -28,7 +28,7 @@ LIQUIDATION_FIELDS = ("equity", "maintenance_margin", "reason", "positions", "sh
 
 
 class FakeHistoryAudit:
-    """Implements `margin.ports.HistoryAudit` on a copy of what a history holds, in tables as PostgreSQL has them."""
+    """Implements `margin.ports.audit.HistoryAudit` on a copy of a history, in tables as PostgreSQL has them."""
 
     def __init__(self, history: FakeHistory) -> None:
         self.account_rows: dict[int, dict[str, Any]] = {}
@@ -129,7 +129,7 @@ class HotKeys:
 
 
 class FakeHotAudit:
-    """Implements `margin.ports.HotAudit` on a copy of what a Redis holds, key by key."""
+    """Implements `margin.ports.audit.HotAudit` on a copy of what a Redis holds, key by key."""
 
     partitions = 1
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class FakeControlHistory:
-    """Implements `margin.ports.ControlHistory`."""
+    """Implements `margin.ports.controls.ControlHistory`."""
 
     def __init__(self, clock: Clock, faults: Faults) -> None:
         self.recorded: list[ControlChange] = []
@@ -69,7 +69,7 @@ class FakeControlHistory:
 
 
 class FakeControls:
-    """Implements `margin.ports.ControlStore`; the fake's partitions share their switches."""
+    """Implements `margin.ports.controls.ControlStore`; the fake's partitions share their switches."""
 
     def __init__(self, redis: FakeRedis) -> None:
         self._redis = redis

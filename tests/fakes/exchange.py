@@ -5,16 +5,18 @@ from __future__ import annotations
 from margin.domain.event import AcknowledgedBy
 from margin.services.controls import ControlService
 from margin.services.drain import DrainService
+from margin.services.former_layout import FormerLayoutService
 from margin.services.funds import FundsService
 from margin.services.healing import HealingService
 from margin.services.health import HealthService
 from margin.services.history import HistoryService
 from margin.services.journal import Journal
+from margin.services.layout import Layout
 from margin.services.liquidation import LiquidationService
 from margin.services.margin import MarginService
 from margin.services.mark_records import MarkRecordService
 from margin.services.marks import MarkPriceService
-from margin.services.opening import Layout, OpeningService
+from margin.services.opening import OpeningService
 from margin.services.rebuilding import RebuildService
 from margin.services.report import ReportService
 from margin.services.scan import ScanService
@@ -74,7 +76,7 @@ class Exchange:
         self.drain = DrainService(self.accounts, self.history_store, self.journal, self.healing, self.controls)
         self.mark_records = MarkRecordService(self.market, self.history_store)
         layout = self._layout(partitions)
-        self.opening = OpeningService(layout, self.history_store, self._layout)
+        self.opening = OpeningService(layout, self.history_store, FormerLayoutService(self.history_store, self._layout))
         self.rebuilding = RebuildService(layout, self.history_store, self.opening)
 
     async def open(self) -> Exchange:

@@ -13,14 +13,15 @@ from margin.domain.account import Account
 from margin.domain.event import AcknowledgedBy, canonical, digest, version_of
 from margin.domain.ledger import LedgerAccount
 from margin.domain.position import Position
-from margin.ports import Appended, HistoryAccount, HistoryKey, RememberedKey, StoredResult
+from margin.ports import StoredResult
+from margin.ports.history import Appended, HistoryAccount, HistoryKey, RememberedKey
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from margin.domain.event import StoredEvent
     from margin.domain.market import Mark
-    from margin.ports import ReadAt
+    from margin.ports.history import ReadAt
     from margin.ports.opening import OpeningRecord
     from margin.ports.queries import LiquidationQuery, TradeQuery
     from tests.fakes.faults import Clock, Faults
@@ -47,7 +48,7 @@ class Link:
 
 
 class FakeHistory:
-    """Implements `margin.ports.History`."""
+    """Implements `margin.ports.history.History`."""
 
     def __init__(self, clock: Clock, faults: Faults, *, idempotency_ttl_s: int) -> None:
         self.chains: dict[int, list[Link]] = {}
@@ -206,7 +207,7 @@ class FakeHistory:
 
 
 class FakeWriter:
-    """Implements `margin.ports.HistoryWriter`."""
+    """Implements `margin.ports.history.HistoryWriter`."""
 
     def __init__(self, history: FakeHistory, faults: Faults, rejected_keys: set[str]) -> None:
         self._history = history

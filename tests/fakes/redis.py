@@ -28,11 +28,11 @@ from margin.ports import (
     IndexedAccount,
     Loaded,
     MarkUpdate,
-    RememberedKey,
     StoredResult,
     SweepPage,
     SweepProgress,
 )
+from margin.ports.history import RememberedKey
 from margin.ports.opening import Opening, PartitionState
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from margin.domain.account import Account
     from margin.domain.instrument import Instrument
     from margin.domain.safe_zone import Trigger
-    from margin.ports import HistoryKey
+    from margin.ports.history import HistoryKey
     from tests.fakes.faults import Clock, Faults
 
 PENDING_SHOWN_MAX = 200
@@ -572,7 +572,7 @@ class FakeMarket:
 
 
 class FakePartitions:
-    """Implements `margin.ports.PartitionStore`."""
+    """Implements `margin.ports.opening.PartitionStore`."""
 
     def __init__(self, redis: FakeRedis) -> None:
         self._redis = redis

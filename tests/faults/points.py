@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from margin.domain.event import StoredEvent
     from margin.errors import MarginError
-    from margin.ports import AccountStore, AccountView, Appended, Commit, CommitReply, History, HistoryWriter, ReadAt
+    from margin.ports import AccountView, Commit, CommitReply
+    from margin.ports.history import Appended, HistoryWriter, ReadAt
 
 T = TypeVar("T")
 
@@ -237,23 +238,27 @@ class FaultPlan:
         return reply
 
 
-class FaultyAccounts:
-    """An `AccountStore` whose steps of the write path are fault points; all else is the store's own.
+class _Wrapper:
+    """A store of which some calls have fault points; all else is the store's own.
 
     Parameters
     ----------
-    store : AccountStore
+    store : AccountStore or History
         The store around which the points are.
     plan : FaultPlan
         What happens at them.
     """
 
-    def __init__(self, store: AccountStore, plan: FaultPlan) -> None:
+    def __init__(self, store: Any, plan: FaultPlan) -> None:
         self._store = store
         self._plan = plan
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+
+class FaultyAccounts(_Wrapper):
+    """An `AccountStore` whose steps of the write path are fault points; all else is the store's own."""
 
     async def read(self, account_id: int, *, symbol: str = "", key: str = "") -> AccountView:
         """Read an account, between two points."""
@@ -278,23 +283,8 @@ class FaultyAccounts:
         )
 
 
-class FaultyHistory:
-    """A `History` whose writers have fault points; all else is the store's own.
-
-    Parameters
-    ----------
-    store : History
-        The store around which the points are.
-    plan : FaultPlan
-        What happens at them.
-    """
-
-    def __init__(self, store: History, plan: FaultPlan) -> None:
-        self._store = store
-        self._plan = plan
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
+class FaultyHistory(_Wrapper):
+    """A `History` whose writers have fault points; all else is the store's own."""
 
     def reserve(self) -> AbstractAsyncContextManager[HistoryWriter]:
         """Reserve a connection."""

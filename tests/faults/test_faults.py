@@ -6,10 +6,10 @@ import itertools
 import random
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 import pytest_asyncio
 
+from tests.database import connect
 from tests.faults.house import House
 from tests.faults.ledger import Kind, Told
 from tests.faults.load import Load
@@ -117,13 +117,7 @@ async def test_the_judge_finds_an_operation_that_happened_twice(house: House, lo
 
 async def test_the_judge_finds_history_that_was_changed(house: House, load: Load, account_id: int) -> None:
     settings = house.settings
-    with psycopg.connect(
-        host=settings.postgres_host,
-        port=settings.postgres_port,
-        user=settings.postgres_user,
-        dbname=settings.postgres_database,
-        autocommit=True,
-    ) as connection:
+    with connect(settings) as connection:
         connection.execute(
             "update ledger_lines set amount = amount + 1 where account_id = %s and ledger_account = 'cash'",
             [account_id],

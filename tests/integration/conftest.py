@@ -13,7 +13,7 @@ import redis
 import migrate_schema
 from margin.config import Settings
 from margin.runtime import Engine
-from tests.schema import EMPTY_ALL_TABLES
+from tests.database import EMPTY_ALL_TABLES, connect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -98,13 +98,7 @@ def settings(
 @pytest.fixture
 def query(settings: Settings) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
     """Yield a function that asks the test's database, past the engine."""
-    with psycopg.connect(
-        host=settings.postgres_host,
-        port=settings.postgres_port,
-        user=settings.postgres_user,
-        dbname=settings.postgres_database,
-        autocommit=True,
-    ) as connection:
+    with connect(settings) as connection:
         yield lambda statement, **parameters: connection.execute(statement, parameters).fetchall()
 
 

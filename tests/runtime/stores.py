@@ -13,7 +13,7 @@ import psycopg
 import redis
 from psycopg import sql
 
-from tests.schema import EMPTY_ALL_TABLES
+from tests.database import EMPTY_ALL_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from margin.services.controls import ControlService
 from margin.services.drain import DrainService
+from margin.services.former_layout import FormerLayoutService
 from margin.services.funds import FundsService
 from margin.services.healing import HealingService
 from margin.services.journal import Journal
+from margin.services.layout import Layout
 from margin.services.liquidation import LiquidationService
 from margin.services.mark_records import MarkRecordService
 from margin.services.marks import MarkPriceService
-from margin.services.opening import Layout, OpeningService
+from margin.services.opening import OpeningService
 from margin.services.rebuilding import RebuildService
 from margin.services.scan import ScanService
 from margin.services.trading import TradingService
@@ -66,9 +68,8 @@ class Engine(Process):
         self.mark_records = MarkRecordService(reached.market, reached.history)
         self.drain = parts.drain(reached.accounts, reached.history, journal, self.healing, self.controls)
         layout = self._layout(stores.redis.partitions)
-        self.opening = parts.opening(
-            layout, reached.history, self._layout, compared_per_page=_PAGE, rebuilt_per_page=_PAGE
-        )
+        former = FormerLayoutService(reached.history, self._layout)
+        self.opening = parts.opening(layout, reached.history, former, compared_per_page=_PAGE, rebuilt_per_page=_PAGE)
         self.rebuilding = RebuildService(layout, reached.history, self.opening)
 
     async def journal_drain(self) -> DrainReport:

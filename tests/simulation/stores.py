@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
-    from margin.ports import RememberedKey
+    from margin.ports.history import RememberedKey
 
 KEY_TTL_S = 3600
 _LATE_STEPS_MAX = 500

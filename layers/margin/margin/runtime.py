@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from margin.services.funds import FundsService
     from margin.services.health import HealthService
     from margin.services.history import HistoryService
+    from margin.services.layout import Layout
     from margin.services.margin import MarginService
     from margin.services.mark_records import MarkRecordService
     from margin.services.marks import MarkPriceService
-    from margin.services.opening import Layout, OpeningService
+    from margin.services.opening import OpeningService
     from margin.services.rebuilding import RebuildService
     from margin.services.reconcile import ReconcileService
     from margin.services.report import ReportService
@@ -208,9 +209,12 @@ class Engine:
     @cached_property
     def opening(self) -> OpeningService:
         """Opens partitions."""
+        from margin.services.former_layout import FormerLayoutService
         from margin.services.opening import OpeningService
 
-        return OpeningService(self._layout(self.settings.partitions), self._opening_history, self._layout)
+        history = self._opening_history
+        former = FormerLayoutService(history, self._layout)
+        return OpeningService(self._layout(self.settings.partitions), history, former)
 
     def _layout(self, partitions: int) -> Layout:
         """Redis divided into some partitions; the clients connect whatever the markers say: it is who writes them."""
@@ -218,7 +222,7 @@ class Engine:
         from margin.clients.partition_redis import PartitionRedisClient
         from margin.services.controls import ControlService
         from margin.services.drain import DrainService
-        from margin.services.opening import Layout
+        from margin.services.layout import Layout
 
         redis, history = self._opening_redis, self._opening_history
         accounts = AccountRedisClient(redis, partitions)

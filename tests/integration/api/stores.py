@@ -9,7 +9,7 @@ import redis
 from psycopg import sql
 
 from migrate_schema import migrate
-from tests.schema import ALL_TABLES
+from tests.database import ALL_TABLES
 
 if TYPE_CHECKING:
     from margin.config import Settings

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from margin.domain.event import StoredEvent
-    from margin.ports import Appended, History, HistoryWriter, ReadAt
+    from margin.ports.history import Appended, History, HistoryWriter, ReadAt
     from margin.runtime import Engine
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from margin.ports import Appended
+from margin.ports.history import Appended
 from tests.chains import READ_AT, chain, chain_with_keys
 from tests.proxy import Proxy
 

@@ -6,7 +6,6 @@ import asyncio
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import pytest
 
 from margin.caller import NOBODY
@@ -22,6 +21,7 @@ from margin.errors import (
 from margin.services.liquidation import Verdict
 from margin_local.servers import ports
 from tests.actions import BTC, ETH, buy, deposit, mark, sell, switch, withdraw
+from tests.database import connect
 from tests.integration.stores.hot_state import hot_state
 from tests.integration.stores.interrupted import InterruptedEngine
 from tests.proxy import Proxy
@@ -29,6 +29,7 @@ from tests.proxy import Proxy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import psycopg
     import redis
 
     from margin.config import Settings
@@ -147,12 +148,7 @@ async def test_setter_that_comes_late_changes_nothing(make_engine: MakeEngine, s
 @pytest.fixture
 def slow_setter(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
     """Yield a connection whose transaction has written a change that nobody sees yet."""
-    with psycopg.connect(
-        host=settings.postgres_host,
-        port=settings.postgres_port,
-        user=settings.postgres_user,
-        dbname=settings.postgres_database,
-    ) as connection:
+    with connect(settings, autocommit=False) as connection:
         change = {"name": "engine", "state": "paused", "reason": "slow", "subject": None, "source_ip": None}
         connection.execute(_RECORD, {"lock": _ONE_AT_A_TIME, **change})
         yield connection

@@ -7,7 +7,6 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import pytest
 
 from margin.caller import NOBODY
@@ -17,6 +16,7 @@ from margin.errors import NotActiveError
 from margin.services.drain import BLOCKED_TRIES_MAX, DrainReport
 from tests.actions import buy, deposit, mark
 from tests.chains import READ_AT, chain
+from tests.database import connect
 from tests.integration.stores.hot_state import hot_state
 from tests.proxy import Proxy
 
@@ -236,12 +236,7 @@ async def test_accounts_that_history_takes_too_long_over_do_not_hinder_other_par
     await lean.drain.drain()
     for account_id in (2, 4, 6, 1, 3, 5):
         await deposit(lean, account_id, "1")
-    with psycopg.connect(
-        host=settings.postgres_host,
-        port=settings.postgres_port,
-        user=settings.postgres_user,
-        dbname=settings.postgres_database,
-    ) as blocker:
+    with connect(settings, autocommit=False) as blocker:
         blocker.execute("select * from accounts where account_id in (2, 4, 6) for update")
         report = await lean.drain.drain()
     assert report.stored == 3

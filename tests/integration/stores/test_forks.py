@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import redis
 
     from margin.domain.event import StoredEvent
-    from margin.ports import Appended, HistoryWriter, ReadAt
+    from margin.ports.history import Appended, HistoryWriter, ReadAt
     from margin.services.journal import Outcome
     from tests.integration.conftest import MakeEngine
 

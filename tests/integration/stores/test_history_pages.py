@@ -6,13 +6,13 @@ import datetime as dt
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import pytest
 
 from margin.clients import postgres
 from margin.errors import CursorInvalidError, UnknownAccountError
 from margin.ports.queries import TradeQuery
 from tests.actions import BTC, ETH, deposit
+from tests.database import connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,13 +47,7 @@ _FILL_LIQUIDATIONS = """
 async def filled(engine: Engine, settings: Settings) -> Engine:
     """Return an engine with a history of some thousands of trades and liquidations, statistics taken."""
     await deposit(engine, 1, "1")
-    with psycopg.connect(
-        host=settings.postgres_host,
-        port=settings.postgres_port,
-        user=settings.postgres_user,
-        dbname=settings.postgres_database,
-        autocommit=True,
-    ) as connection:
+    with connect(settings) as connection:
         parameters = {"accounts": ACCOUNTS, "rows": ROWS_EACH}
         connection.execute(_FILL, parameters)
         connection.execute(_FILL_LIQUIDATIONS, parameters)

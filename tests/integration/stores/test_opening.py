@@ -10,7 +10,6 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import pytest
 import redis
 
@@ -27,6 +26,7 @@ from margin.errors import (
 from margin.runtime import Engine
 from margin_local.servers import EmbeddedValkey
 from tests.actions import BTC, ETH, buy, deposit, mark, sell, withdraw
+from tests.database import connect
 from tests.integration.stores.dying import DyingFunction, FunctionDiedError
 from tests.integration.stores.hot_state import hot_state
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from margin.config import Settings
-    from margin.ports import HistoryAccount
+    from margin.ports.history import HistoryAccount
     from tests.integration.conftest import MakeEngine
 
     Query = Callable[..., list[tuple[Any, ...]]]
@@ -337,7 +337,7 @@ async def test_history_that_lost_an_event_is_refused_and_nothing_is_overwritten(
     await deposit(engine, 1, "10")
     version = store.hget("versions", "1")
     await deposit(engine, 1, "20")
-    with _database(settings) as connection:
+    with connect(settings) as connection:
         connection.execute("delete from events where n = 2")
         connection.execute(
             "update accounts set n = 1, event_id = %s, balance = 10, chain_hash = (select hash from events)",
@@ -354,7 +354,7 @@ async def test_history_that_lost_an_event_is_refused_and_nothing_is_overwritten(
 async def test_history_that_lost_an_account_is_refused(engine: Engine, store: redis.Redis, settings: Settings) -> None:
     await deposit(engine, 1, "10")
     await deposit(engine, 2, "10")
-    with _database(settings) as connection:
+    with connect(settings) as connection:
         connection.execute("truncate accounts, events, ledger_lines")
     store.delete("marker")
     with pytest.raises(HistoryLostError, match="history has lost it"):
@@ -410,7 +410,7 @@ async def test_key_that_redis_forgot_after_its_time_is_recalled_from_history_and
     engine = await make_engine(idempotency_ttl_s=1)
     first = await deposit(engine, 1, "10", key="mine")
     store.delete("idempotency:1:mine")
-    with _database(engine.settings) as connection:
+    with connect(engine.settings) as connection:
         connection.execute("update events set occurred_at = occurred_at - interval '2 seconds'")
     again = await deposit(engine, 1, "10", key="mine")
     assert (again.event_id, again.replayed, again.final) == (first.event_id, True, True)
@@ -529,13 +529,3 @@ def _restore_account(store: redis.Redis, saved: dict[str, Any]) -> None:
             store.delete(name)
     for name, value in saved.items():
         store.restore(name, 0, value, replace=True)
-
-
-def _database(settings: Settings) -> psycopg.Connection[tuple[Any, ...]]:
-    return psycopg.connect(
-        host=settings.postgres_host,
-        port=settings.postgres_port,
-        user=settings.postgres_user,
-        dbname=settings.postgres_database,
-        autocommit=True,
-    )

@@ -10,7 +10,6 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import pytest
 
 from margin.clients.postgres import PostgresClient
@@ -28,6 +27,7 @@ from margin.ports import Loaded
 from margin.runtime import Engine
 from tests.actions import BTC, ETH, buy, deposit, mark, sell, withdraw
 from tests.chains import READ_AT, chain
+from tests.database import connect
 from tests.integration.stores.hot_state import hot_state
 from tests.integration.stores.interrupted import InterruptedEngine
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from margin.config import Settings
     from margin.domain.event import StoredEvent
-    from margin.ports import HistoryAccount
+    from margin.ports.history import HistoryAccount
     from margin.services.opening import OpeningReport
     from tests.integration.conftest import MakeEngine
 
@@ -283,13 +283,7 @@ async def test_rebuild_takes_history_for_right_where_an_opening_refuses(
     await deposit(engine, 1, "10", key="kept")
     version = store.hget("versions", "1")
     await deposit(engine, 1, "20", key="lost")
-    with psycopg.connect(
-        host=settings.postgres_host,
-        port=settings.postgres_port,
-        user=settings.postgres_user,
-        dbname=settings.postgres_database,
-        autocommit=True,
-    ) as connection:
+    with connect(settings) as connection:
         connection.execute("delete from events where n = 2")
         connection.execute(
             "update accounts set n = 1, event_id = %s, balance = 10, chain_hash = (select hash from events)",

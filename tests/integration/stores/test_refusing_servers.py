@@ -11,6 +11,7 @@ import pytest
 
 from margin.errors import PostgresUnavailableError, RedisRefusedError
 from tests.actions import buy, deposit, mark, withdraw
+from tests.database import connect
 from tests.integration.stores.hot_state import hot_state
 from tests.proxy import Proxy
 
@@ -48,13 +49,7 @@ async def _ready(engine: Engine) -> None:
 @contextlib.contextmanager
 def _altered(settings: Settings, statement: str, undo: str) -> Iterator[None]:
     """Change the test's database, and change it back whatever happens, on one connection from before."""
-    with psycopg.connect(
-        host=settings.postgres_host,
-        port=settings.postgres_port,
-        user=settings.postgres_user,
-        dbname=settings.postgres_database,
-        autocommit=True,
-    ) as connection:
+    with connect(settings) as connection:
         connection.execute(statement)
         try:
             yield
@@ -130,12 +125,7 @@ async def test_row_that_another_session_locks_leaves_the_trade_waiting_and_no_st
     engine: Engine, settings: Settings, query: Query
 ) -> None:
     await _ready(engine)
-    with psycopg.connect(
-        host=settings.postgres_host,
-        port=settings.postgres_port,
-        user=settings.postgres_user,
-        dbname=settings.postgres_database,
-    ) as forgotten:
+    with connect(settings, autocommit=False) as forgotten:
         forgotten.execute("select from accounts for update")
         for _ in range(2):
             assert not (await deposit(engine, 1, "1")).final
@@ -154,12 +144,7 @@ async def test_statement_that_the_server_gives_up_is_unavailable(
     engine: Engine, settings: Settings, setting: str, statement: str
 ) -> None:
     await _ready(engine)
-    with psycopg.connect(
-        host=settings.postgres_host,
-        port=settings.postgres_port,
-        user=settings.postgres_user,
-        dbname=settings.postgres_database,
-    ) as other:
+    with connect(settings, autocommit=False) as other:
         other.execute("select from accounts for update")
         async with engine.history_store._pool.lease() as lease:
             await lease.fetch(f"set {setting} = '100ms'")

@@ -17,7 +17,8 @@ from margin.domain.account import Account
 from margin.domain.position import Position
 from margin.domain.safe_zone import Trigger, TriggerSide, triggers
 from margin.observability import MetricName, counted
-from margin.ports import AccountLoad, HistoryAccount, SweepProgress
+from margin.ports import AccountLoad, SweepProgress
+from margin.ports.history import HistoryAccount
 from margin.services.healing import HealingService
 from margin.services.liquidation import Verdict
 from margin.services.scan import ScanService

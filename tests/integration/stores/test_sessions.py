@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import pytest
 
 import margin
 import migrate_schema
 from margin.clients import control_postgres, postgres
 from margin.config import Settings
+from tests.database import connect
 from tests.integration.conftest import SESSION_DEFAULTS, admin
 
 if TYPE_CHECKING:
@@ -90,12 +90,7 @@ def test_defaults_can_be_set_twice(query: Query, engine: Engine, postgres_server
 
 
 async def test_statement_whose_client_hung_up_ends_while_it_waits(engine: Engine, query: Query) -> None:
-    with psycopg.connect(
-        host=engine.settings.postgres_host,
-        port=engine.settings.postgres_port,
-        user=engine.settings.postgres_user,
-        dbname=engine.settings.postgres_database,
-    ) as holder:
+    with connect(engine.settings, autocommit=False) as holder:
         holder.execute("select pg_advisory_xact_lock(1)")
         async with engine.history_store._pool.lease() as lease:
             await lease.fetch("set lock_timeout = 0")

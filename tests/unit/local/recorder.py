@@ -15,7 +15,8 @@ from margin.domain.liquidation import liquidate
 from margin.domain.market import Mark, Market
 from margin.domain.order import Order, execute_order
 from margin.domain.position import Side
-from margin.ports import AccountRow, HistoryAccount
+from margin.ports import AccountRow
+from margin.ports.history import HistoryAccount
 from margin.services.scan import ScanReport
 from margin_local.demo.evidence import Evidence, RecordedEvent, RecordedLine
 from margin_local.demo.mark_path import MarkPath, PostedMark

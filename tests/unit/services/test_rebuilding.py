@@ -22,6 +22,7 @@ from margin.errors import (
     StateNotLoadedError,
     UnknownAccountError,
 )
+from margin.services.former_layout import FormerLayoutService
 from margin.services.opening import OpeningReport, OpeningService
 from margin.services.rebuilding import HOLD_S, RebuildService
 from tests.actions import BTC, ETH, buy, deposit, mark, sell
@@ -58,7 +59,8 @@ async def _used(partitions: int = 2) -> Exchange:
 def _with_small_pages(exchange: Exchange) -> Exchange:
     layout = exchange._layout(exchange.redis.partitions)
     history = exchange.history_store
-    exchange.opening = OpeningService(layout, history, exchange._layout, compared_per_page=2, rebuilt_per_page=2)
+    former = FormerLayoutService(history, exchange._layout)
+    exchange.opening = OpeningService(layout, history, former, compared_per_page=2, rebuilt_per_page=2)
     exchange.rebuilding = RebuildService(layout, history, exchange.opening)
     return exchange
 

@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from margin.domain.account import Account
 from margin.domain.chain import Link, account_of, fold
 from margin.domain.event import version_of
-from margin.ports import HistoryAccount
+from margin.ports.history import HistoryAccount
 from margin.runtime import Engine
 
 if TYPE_CHECKING:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from margin.clients import keys
+from margin.clients.account_format import (
+    account_row,
+    commit_fields,
+    entry_digest,
+    key_record,
+    load_fields,
+    market_and_positions,
+    remembered_key,
+    stored_events,
+    stored_result,
+    trigger_fields,
+    trigger_of,
+    ttl_ms,
+)
 from margin.clients.base_redis import BaseRedisClient, Script, redis_errors
-from margin.clients.instrument_json import parse_instrument
 from margin.domain.account import Account
-from margin.domain.decimals import plain
-from margin.domain.event import StoredEvent
-from margin.domain.market import Mark, Market
-from margin.domain.position import Position
-from margin.domain.safe_zone import Trigger, TriggerSide
 from margin.ports import (
     AccountLoad,
     AccountPage,
-    AccountRow,
     AccountView,
     Commit,
     CommitReply,
@@ -27,11 +33,8 @@ from margin.ports import (
     Conflict,
     CrossedAccounts,
     Dropped,
-    HistoryKey,
     IndexedAccount,
     Loaded,
-    RememberedKey,
-    StoredResult,
     SweepPage,
     SweepProgress,
 )
@@ -39,7 +42,10 @@ from margin.ports import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from margin.domain.instrument import Instrument
+    from margin.domain.event import StoredEvent
+    from margin.domain.safe_zone import Trigger
+    from margin.ports.history import HistoryKey, RememberedKey
+
 
 ACCOUNTS_PER_PAGE = 200
 _MICROSECONDS_PER_S = 1_000_000
@@ -94,7 +100,7 @@ class AccountRedisClient(BaseRedisClient):
         """
         reply = await self.ask(_READ, self._partition(account_id), self.partitions, account_id, symbol, key)
         _, epoch, now_us, balance, version, chain_hash, rows, controls, record, pending, hold = reply
-        market, positions = _market_and_positions(rows, int(now_us))
+        market, positions = market_and_positions(rows, int(now_us))
         account = Account(account_id, Decimal(balance), positions) if version else None
         return AccountView(
             epoch=int(epoch),
@@ -104,7 +110,7 @@ class AccountRedisClient(BaseRedisClient):
             market=market,
             controls=dict(controls),
             hold=hold,
-            replay=_stored_result(record, pending) if record else None,
+            replay=stored_result(record, pending) if record else None,
         )
 
     async def commit(self, commit: Commit) -> CommitReply:
@@ -117,34 +123,14 @@ class AccountRedisClient(BaseRedisClient):
         RedisUnavailableError
             Unknown: the caller must ask by the commit's key.
         """
-        event = commit.event
-        payload = {
-            "account_id": str(event.account_id),
-            "epoch": str(commit.epoch),
-            "expected_version": commit.expected_version,
-            "n": str(event.n),
-            "at_us": str(event.at_us),
-            "key": event.key,
-            "key_ttl_ms": str(commit.key_ttl_s * 1000),
-            "wants_pending": commit.wants_pending,
-            "request_hash": event.request_hash,
-            "result": commit.result,
-            "body": commit.body,
-            "event_hash": commit.event_hash,
-            "balance": event.balance,
-            "positions": [_position_fields(symbol, commit.account) for symbol in event.positions],
-            "triggers": _trigger_fields(commit.triggers),
-            "instruments": [[symbol, str(version)] for symbol, version in commit.instrument_versions.items()],
-            "controls": [list(control) for control in commit.controls.items()],
-            "hold": commit.hold,
-            "marks": [[symbol, plain(price)] for symbol, price in commit.marks.items()],
-        }
-        reply = await self.run(_COMMIT, self._partition(event.account_id), self.partitions, json.dumps(payload))
+        reply = await self.run(
+            _COMMIT, self._partition(commit.event.account_id), self.partitions, json.dumps(commit_fields(commit))
+        )
         if reply[0] == "REPLAY":
-            return _stored_result(reply[1], reply[2])
+            return stored_result(reply[1], reply[2])
         if reply[0] == "CONFLICT":
             return Conflict(reply[1])
-        return Committed(int(reply[1]), bool(reply[2]), _stored_events(reply[3]))
+        return Committed(int(reply[1]), bool(reply[2]), stored_events(reply[3]))
 
     async def anchor(
         self, account_id: int, version: str, triggers: Mapping[str, Trigger], *, epoch: int | None = None
@@ -156,7 +142,7 @@ class AccountRedisClient(BaseRedisClient):
         bool or None
             Whether one is crossed by the mark now in force; None when the account is no longer at ``version``.
         """
-        fields = json.dumps(_trigger_fields(triggers))
+        fields = json.dumps(trigger_fields(triggers))
         seen_in = "" if epoch is None else epoch
         partition = self._partition(account_id)
         reply = await self.run(_ANCHOR, partition, self.partitions, account_id, version, fields, seen_in)
@@ -179,7 +165,7 @@ class AccountRedisClient(BaseRedisClient):
             return entries
 
         found = zip(account_ids, await self.twice(read), strict=True)
-        return {account_id: _stored_events(entries) for account_id, entries in found if entries}
+        return {account_id: stored_events(entries) for account_id, entries in found if entries}
 
     async def is_pending(self, account_id: int, event_id: int) -> bool:
         """Whether an event waits on the account's pending list, however long that is."""
@@ -199,7 +185,7 @@ class AccountRedisClient(BaseRedisClient):
 
     async def forget_pending(self, stored: Mapping[int, Sequence[StoredEvent]]) -> None:
         """Take stored events of accounts of one partition off the heads of their pending lists."""
-        taken = [[str(account_id), [_entry_digest(event) for event in events]] for account_id, events in stored.items()]
+        taken = [[str(account_id), [entry_digest(event) for event in events]] for account_id, events in stored.items()]
         if not taken:
             return
         marker = keys.marker(self._partition(int(next(iter(stored)))), self.partitions)
@@ -237,7 +223,7 @@ class AccountRedisClient(BaseRedisClient):
     async def page(self, partition: int, cursor: str) -> AccountPage:
         """Read some accounts of a partition; start and end with cursor "0". One can be seen twice, none is missed."""
         reply = await self.ask(_PAGE, partition, self.partitions, cursor, ACCOUNTS_PER_PAGE)
-        return AccountPage(cursor=reply[1], rows=tuple(_account_row(*row) for row in reply[2]))
+        return AccountPage(cursor=reply[1], rows=tuple(account_row(*row) for row in reply[2]))
 
     async def sweep(self, partition: int, cursor: str) -> SweepPage:
         """Read some accounts with their triggers and their market, all of one moment; start and end with "0".
@@ -250,12 +236,12 @@ class AccountRedisClient(BaseRedisClient):
         _, next_cursor, rows, market, now_us = reply
         accounts = tuple(
             IndexedAccount(
-                _account_row(account_id, balance, version, [held[:3] for held in positions]),
-                {held[0]: trigger for held in positions if (trigger := _trigger(held[0], *held[3:])) is not None},
+                account_row(account_id, balance, version, [held[:3] for held in positions]),
+                {held[0]: trigger for held in positions if (trigger := trigger_of(held[0], *held[3:])) is not None},
             )
             for account_id, balance, version, positions in rows
         )
-        marks, _ = _market_and_positions([[symbol, "", "", *fields] for symbol, *fields in market], int(now_us))
+        marks, _ = market_and_positions([[symbol, "", "", *fields] for symbol, *fields in market], int(now_us))
         return SweepPage(next_cursor, accounts, marks)
 
     async def sweep_progress(self, partition: int) -> SweepProgress:
@@ -327,7 +313,7 @@ class AccountRedisClient(BaseRedisClient):
         marker = keys.marker(self._partition(loads[0].row.account.account_id), self.partitions)
         # A loading that is repeated finds another version: it is CHANGED, or ends at the same state.
         async with redis_errors():
-            replies = await _LOAD.run_each(self.redis, marker, [json.dumps(_load_fields(load)) for load in loads])
+            replies = await _LOAD.run_each(self.redis, marker, [json.dumps(load_fields(load)) for load in loads])
         return [_LOADED[reply[0]] for reply in replies]
 
     async def restore_keys(self, load: AccountLoad, restored: Sequence[HistoryKey]) -> list[str] | None:
@@ -341,7 +327,7 @@ class AccountRedisClient(BaseRedisClient):
         """
         marker = keys.marker(self._partition(load.row.account.account_id), self.partitions)
         conditions = (load.row.account.account_id, load.guard, load.expected_version)
-        fields = [field for key in restored for field in (key.key, _record(key), _ttl_ms(key.ttl_s))]
+        fields = [field for key in restored for field in (key.key, key_record(key), ttl_ms(key.ttl_s))]
         reply = await self.twice(lambda redis: _RESTORE_KEYS.run(redis, marker, *conditions, *fields))
         return [str(key) for key in reply[1]] if reply[0] == "OK" else None
 
@@ -373,7 +359,7 @@ class AccountRedisClient(BaseRedisClient):
 
         next_cursor, names, records = await self.twice(read)
         found = ((name.removeprefix(start), record) for name, record in zip(names, records, strict=True) if record)
-        return next_cursor, [_remembered(name, record) for name, record in found]
+        return next_cursor, [remembered_key(name, record) for name, record in found]
 
     async def forget_keys(self, partition: int, remembered: Sequence[RememberedKey], guard: str) -> int | None:
         """Remove idempotency keys, but of no account with pending events; how many, None without the guard in force."""
@@ -414,90 +400,3 @@ class AccountRedisClient(BaseRedisClient):
 
     def _partition(self, account_id: int) -> int:
         return keys.partition_of(account_id, self.partitions)
-
-
-def _market_and_positions(rows: list[list[str]], now_us: int) -> tuple[Market, dict[str, Position]]:
-    marks: dict[str, Mark] = {}
-    instruments: dict[str, Instrument] = {}
-    positions: dict[str, Position] = {}
-    for symbol, quantity, entry_cost, price, stamp, instrument in rows:
-        if quantity:
-            positions[symbol] = Position(symbol, Decimal(quantity), Decimal(entry_cost))
-        if price:
-            marks[symbol] = Mark(Decimal(price), int(stamp))
-        if instrument:
-            instruments[symbol] = parse_instrument(instrument)
-    return Market(marks, instruments, now_us), positions
-
-
-def _account_row(account_id: str, balance: str, version: str, positions: list[list[str]]) -> AccountRow:
-    held = {symbol: Position(symbol, Decimal(quantity), Decimal(cost)) for symbol, quantity, cost in positions}
-    return AccountRow(version, Account(int(account_id), Decimal(balance), held))
-
-
-def _trigger(symbol: str, floor: str, ceiling: str) -> Trigger | None:
-    """Read the trigger of a position; one on both sides is none that anything can be said of."""
-    if bool(floor) is bool(ceiling):
-        return None
-    if floor:
-        return Trigger(symbol, TriggerSide.FLOOR, float(floor))
-    return Trigger(symbol, TriggerSide.CEILING, float(ceiling))
-
-
-def _position_fields(symbol: str, account: Account) -> list[str]:
-    position = account.positions.get(symbol)
-    if position is None:
-        return [symbol, ""]
-    return [symbol, plain(position.quantity), plain(position.entry_price), plain(position.entry_cost)]
-
-
-def _trigger_fields(triggers: Mapping[str, Trigger]) -> list[list[str]]:
-    """Scores as text that reads back as the very same double."""
-    return [[trigger.symbol, str(trigger.side), repr(trigger.score)] for trigger in triggers.values()]
-
-
-def _load_fields(load: AccountLoad) -> dict[str, Any]:
-    account = load.row.account
-    return {
-        "account_id": str(account.account_id),
-        "expected_version": load.expected_version,
-        "guard": load.guard,
-        "forked_event_id": "" if load.forked_event_id is None else str(load.forked_event_id),
-        "version": load.row.version,
-        "chain_hash": load.row.chain_hash,
-        "balance": plain(account.balance),
-        "positions": [_position_fields(symbol, account) for symbol in account.positions],
-        "swept_symbols": list(load.swept_symbols),
-        "triggers": _trigger_fields(load.triggers),
-        "keys": [[key.key, _record(key), str(_ttl_ms(key.ttl_s))] for key in load.keys],
-        "kept_keys": list(load.kept_keys),
-    }
-
-
-def _entry_digest(event: StoredEvent) -> str:
-    """Digest of an event as it stands on a pending list, to tell it from any other."""
-    return hashlib.sha1(f"{event.event_id} {event.body}".encode(), usedforsecurity=False).hexdigest()
-
-
-def _stored_events(entries: Sequence[str]) -> tuple[StoredEvent, ...]:
-    split = (entry.partition(" ") for entry in entries)
-    return tuple(StoredEvent(int(event_id), body) for event_id, _, body in split)
-
-
-def _stored_result(record: str, pending: Sequence[str]) -> StoredResult:
-    event_id, request_hash, result = record.split("\n", 2)
-    return StoredResult(int(event_id), request_hash, result, _stored_events(pending))
-
-
-def _remembered(name: str, record: str) -> RememberedKey:
-    account_id, _, key = name.partition(":")
-    event_id, _, _ = record.partition("\n")
-    return RememberedKey(int(account_id), key, int(event_id))
-
-
-def _record(key: HistoryKey) -> str:
-    return f"{key.event_id}\n{key.request_hash}\n{key.result}"
-
-
-def _ttl_ms(ttl_s: float) -> int:
-    return max(1, int(ttl_s * 1000))

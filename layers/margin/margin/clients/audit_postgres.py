@@ -85,7 +85,7 @@ _LEDGER = """
 
 
 class AuditPostgresClient:
-    """Implements `margin.ports.HistoryAudit`; a user who may only read is enough."""
+    """Implements `margin.ports.audit.HistoryAudit`; a user who may only read is enough."""
 
     def __init__(self, settings: Settings) -> None:
         self._pool = PostgresPool(settings)

@@ -26,7 +26,7 @@ _TRIGGERS = Script("audit_triggers")
 
 
 class AuditRedisClient(BaseRedisClient):
-    """Implements `margin.ports.HotAudit`."""
+    """Implements `margin.ports.audit.HotAudit`."""
 
     async def accounts(self, account_ids: Sequence[int], pending_max: int) -> dict[int, HotAccount]:
         """Read accounts with their triggers and at most ``pending_max`` of their pending events.

@@ -47,7 +47,7 @@ _NOT_ACTIVE = _IN_FORCE.format(wanted="name > %(after)s and state <> 'active'", 
 
 
 class ControlPostgresClient:
-    """Implements `margin.ports.ControlHistory`."""
+    """Implements `margin.ports.controls.ControlHistory`."""
 
     def __init__(self, settings: Settings) -> None:
         self._pool = PostgresPool(settings)

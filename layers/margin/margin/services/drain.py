@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from margin.domain.event import StoredEvent
-    from margin.ports import AccountStore, Appended, History, HistoryWriter
+    from margin.ports import AccountStore
+    from margin.ports.history import Appended, History, HistoryWriter
     from margin.services.controls import ControlService
     from margin.services.healing import HealingService
     from margin.services.journal import Journal

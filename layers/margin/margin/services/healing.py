@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from margin.domain.market import Market
-    from margin.ports import AccountStore, HistoryAccount, HistoryWriter, MarketStore
+    from margin.ports import AccountStore, MarketStore
+    from margin.ports.history import HistoryAccount, HistoryWriter
 
 _ATTEMPTS_MAX = 5
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from margin.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from margin.ports import History
+    from margin.ports.history import History
     from margin.ports.opening import PartitionStore
 
 

@@ -12,7 +12,7 @@ from margin.ports.queries import LiquidationQuery, TradeQuery
 from margin.services.cursors import decode_cursor, encode_cursor
 
 if TYPE_CHECKING:
-    from margin.ports import History
+    from margin.ports.history import History
 
 _TIMESTAMP_US_MAX = 253_402_300_800_000_000
 """The year 10000, which no timestamp reaches."""

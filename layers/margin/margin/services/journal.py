@@ -50,18 +50,8 @@ from margin.errors import (
     UnavailableError,
 )
 from margin.observability import MetricName, count, logger
-from margin.ports import (
-    AccountStore,
-    AccountView,
-    Appended,
-    Commit,
-    Committed,
-    Conflict,
-    History,
-    HistoryWriter,
-    ReadAt,
-    StoredResult,
-)
+from margin.ports import AccountStore, AccountView, Commit, Committed, Conflict, StoredResult
+from margin.ports.history import Appended, History, HistoryWriter, ReadAt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -12,7 +12,8 @@ from margin.observability import logger
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from margin.ports import AccountStore, History, RememberedKey
+    from margin.ports import AccountStore
+    from margin.ports.history import History, RememberedKey
 
 SUSPECTS_PER_PAGE = 1000
 

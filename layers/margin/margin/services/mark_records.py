@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from margin.domain.market import RESTORED_STAMP_US
 
 if TYPE_CHECKING:
-    from margin.ports import History, MarketStore
+    from margin.ports import MarketStore
+    from margin.ports.history import History
 
 
 class MarkRecordService:

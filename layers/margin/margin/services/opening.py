@@ -21,17 +21,16 @@ from margin.observability import logger
 from margin.ports import Dropped, Loaded
 from margin.ports.opening import OpeningRecord
 from margin.services.key_sweep import KeySweepService
-from margin.services.mark_records import MarkRecordService
+from margin.services.layout import TAKEN_OVER, require_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from margin.domain.market import Market
-    from margin.ports import AccountStore, History, HistoryAccount, HistoryWriter, MarketStore
-    from margin.ports.opening import Opening, PartitionStore
-    from margin.services.controls import ControlService
-    from margin.services.drain import DrainService
-    from margin.services.healing import HealingService
+    from margin.ports.history import History, HistoryAccount, HistoryWriter
+    from margin.ports.opening import Opening
+    from margin.services.former_layout import FormerLayoutService
+    from margin.services.layout import Layout
 
 COMPARED_PER_PAGE = 500
 REBUILT_PER_PAGE = 100
@@ -39,18 +38,6 @@ LOADED_AT_ONCE = 50
 """Accounts whose live keys are in memory together: each may have a thousand."""
 _PROGRESS_EVERY_S = 2.0
 """After so long a line in the log says how far it has got."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Layout:
-    """Redis as one number of partitions divides it; its clients do not look at markers when they connect."""
-
-    partitions: PartitionStore
-    accounts: AccountStore
-    market: MarketStore
-    healing: HealingService
-    controls: ControlService
-    drain: DrainService
 
 
 @dataclasses.dataclass(slots=True)
@@ -79,8 +66,8 @@ class OpeningService:
         Redis as it is to be divided.
     history : History
         What it is compared with.
-    former : callable
-        Makes the layout of another number of partitions, to empty it.
+    former : FormerLayoutService
+        Empties the layout of another number of partitions.
     compared_per_page, rebuilt_per_page : int
         After how many accounts it notes how far it has got.
     """
@@ -89,7 +76,7 @@ class OpeningService:
         self,
         layout: Layout,
         history: History,
-        former: Callable[[int], Layout],
+        former: FormerLayoutService,
         *,
         compared_per_page: int = COMPARED_PER_PAGE,
         rebuilt_per_page: int = REBUILT_PER_PAGE,
@@ -149,7 +136,9 @@ class OpeningService:
             todo = sorted({*rebuild, *await self.needed()})
             if not todo:
                 return report
-            report.complete = await self._leave_former_layout(report, keep_going)
+            left = await self._former.leave(self._accounts.partitions, keep_going)
+            report.drained += left.drained
+            report.complete = left.complete
             if report.complete:
                 token = uuid.uuid4().hex
                 openings = [
@@ -163,7 +152,7 @@ class OpeningService:
                 for opening in openings:
                     # What others have read of the partition and not stored yet comes too late from here on.
                     fence = await self._history.raise_fence(opening.partition, self._accounts.partitions, opening.epoch)
-                    self._require(fence == opening.epoch)
+                    require_ours(fence == opening.epoch)
                 for opening in openings:
                     # Out of time the drain may have left what history would have taken.
                     report.complete = keep_going() and await self._open_one(opening, report, keep_going)
@@ -185,7 +174,7 @@ class OpeningService:
         epoch = state.opening_epoch if goes_on else await self._history.next_epoch()
         opening = await self._partitions.begin(partition, token, epoch, basis=basis, rebuild_epoch=rebuild_epoch)
         if opening is None:
-            raise StateNotLoadedError(_TAKEN_OVER)
+            raise StateNotLoadedError(TAKEN_OVER)
         return opening
 
     async def _left_to_rebuild(self, chosen: Collection[int]) -> tuple[int, set[int]]:
@@ -221,7 +210,7 @@ class OpeningService:
             report.accounts += len(rows)
             report.loaded += loaded
             progress.tell(opening)
-            self._require(await self._partitions.note(opening))
+            require_ours(await self._partitions.note(opening))
             if not keep_going():
                 return False
         if opening.rebuild or await self._accounts.size(partition) != opening.accounts:
@@ -232,7 +221,7 @@ class OpeningService:
                 return False
         record = OpeningRecord(opening.epoch, partition, partitions, opening.run_id, opening.accounts, opening.loaded)
         await self._history.record_opening(record)
-        self._require(await self._partitions.finish(opening))
+        require_ours(await self._partitions.finish(opening))
         report.opened.append(partition)
         return True
 
@@ -240,9 +229,9 @@ class OpeningService:
         """Take false keys away, from where an opening that was broken off got to; False when time was up."""
         while True:
             cursor = await self._key_sweep.sweep_page(opening.partition, opening.sweep_cursor, opening.token)
-            self._require(cursor is not None)
+            require_ours(cursor is not None)
             opening.sweep_cursor = cursor or "0"
-            self._require(await self._partitions.note(opening))
+            require_ours(await self._partitions.note(opening))
             if opening.sweep_cursor == "0":
                 return True
             if not keep_going():
@@ -273,7 +262,7 @@ class OpeningService:
             some = todo[start : start + LOADED_AT_ONCE]
             loads = await self._layout.healing.loads(some, versions, market, writer, guard=opening.token)
             outcomes = await self._accounts.load_all(loads)
-            self._require(Loaded.TAKEN_OVER not in outcomes)
+            require_ours(Loaded.TAKEN_OVER not in outcomes)
             if any(outcome is not Loaded.DONE for outcome in outcomes):
                 message = "The state changed while it was being opened; try again."
                 raise StateNotLoadedError(message)
@@ -307,7 +296,7 @@ class OpeningService:
                     message = f"Redis holds account {account_id}, history does not: history has lost it. {_ACCEPT}"
                     raise HistoryLostError(message)
                 dropped = await self._accounts.drop(account_id, partition, opening.token)
-                self._require(dropped is not Dropped.TAKEN_OVER)
+                require_ours(dropped is not Dropped.TAKEN_OVER)
                 if dropped is Dropped.DONE:
                     report.dropped += 1
                     logger.error("account_dropped", account_id=account_id, partition=partition, foreign=foreign)
@@ -315,59 +304,6 @@ class OpeningService:
                     report.kept += 1
             if cursor == "0":
                 return
-
-    async def _leave_former_layout(self, report: OpeningReport, keep_going: Callable[[], bool]) -> bool:
-        """Empty another number of partitions than this one, after all of it is in history; False when time was up.
-
-        What stayed there would be taken for the truth by whoever returns to that number.
-        """
-        count = await self._history.last_partitions()
-        if count is None or count == self._accounts.partitions:
-            return True
-        former = self._former(count)
-        token = uuid.uuid4().hex
-        epoch = await self._history.next_epoch()
-        begun = [await former.partitions.begin(partition, token, epoch) for partition in range(count)]
-        openings = [opening for opening in begun if opening is not None]
-        self._require(len(openings) == count)
-        drained = await former.drain.drain(keep_going=keep_going, epoch=epoch)
-        report.drained += drained.stored
-        if not keep_going():
-            return False
-        if drained.waiting_accounts:
-            message = (
-                f"{drained.waiting_accounts} accounts of the layout with PARTITIONS={count} have events that are not in"
-                f" history yet; they go there first."
-            )
-            raise StateNotLoadedError(message)
-        for opening in openings:
-            self._require(await self._history.raise_fence(opening.partition, count, epoch) == epoch)
-        await MarkRecordService(former.market, self._history).save()
-        dropped = 0
-        for opening in openings:
-            # Whoever returns before this is done must compare from the first account on.
-            opening.after = opening.accounts = opening.loaded = 0
-            opening.sweep_cursor = "0"
-            self._require(await former.partitions.note(opening))
-            cursor = "0"
-            while True:
-                cursor, ids = await former.accounts.ids(opening.partition, cursor)
-                for account_id in ids:
-                    outcome = await former.accounts.drop(account_id, opening.partition, token)
-                    self._require(outcome is not Dropped.TAKEN_OVER)
-                    dropped += outcome is Dropped.DONE
-                if not keep_going():
-                    return False
-                if cursor == "0":
-                    break
-            await former.market.forget_marks(opening.partition)
-        logger.info("former_layout_left", partitions=count, drained=drained.stored, accounts=dropped)
-        return True
-
-    @staticmethod
-    def _require(ours: bool) -> None:
-        if not ours:
-            raise StateNotLoadedError(_TAKEN_OVER)
 
     @staticmethod
     def _refuse_lost_history(row: HistoryAccount, version: str) -> None:
@@ -380,7 +316,6 @@ class OpeningService:
             raise HistoryLostError(message)
 
 
-_TAKEN_OVER = "Another process has taken over the opening of the state, or Redis was emptied meanwhile; try again."
 _ACCEPT = "To take history as it is for right, rebuild the partition."
 
 

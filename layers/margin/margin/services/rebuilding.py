@@ -23,8 +23,9 @@ from margin.services.key_sweep import KeySweepService
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from margin.ports import History
-    from margin.services.opening import Layout, OpeningReport, OpeningService
+    from margin.ports.history import History
+    from margin.services.layout import Layout
+    from margin.services.opening import OpeningReport, OpeningService
 
 HOLD_S = 60.0
 """For so long at most nothing commits on an account whose rebuild died."""
