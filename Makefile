@@ -38,8 +38,8 @@ check: environment-dev ## Check style, types, layers, and that the locks and the
 	@$(python) -m pip check
 	@$(python) -m margin_local.openapi --check
 
-bench: environment-dev ## Measure latency, throughput and cold starts
-	@exec $(python) -m tests.benchmarks
+bench: environment-dev ## Measure latency, throughput, memory and cold starts (ARGS="--only index --accounts 1000,10000": a part of it)
+	@exec $(python) -m tests.benchmarks $(ARGS)
 
 faults: environment-dev ## Kill, freeze and empty servers under load; nothing may be lost or doubled (ARGS="--scenario NAME": one of them)
 	@PYTHON_DOTENV_DISABLED=1 exec $(python) -m tests.faults $(ARGS)

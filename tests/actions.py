@@ -46,6 +46,10 @@ async def withdraw(services: Services, account_id: int, amount: str, *, key: str
     return await services.funds.withdraw(account_id, Decimal(amount), key=key, caller=NOBODY)
 
 
+async def contribute(services: Services, account_id: int, amount: str, *, key: str | None = None) -> Outcome:
+    return await services.funds.contribute(account_id, Decimal(amount), key=key, caller=NOBODY)
+
+
 async def buy(
     services: Services, account_id: int, quantity: str, price: str, *, symbol: str = BTC, key: str | None = None
 ) -> Outcome:

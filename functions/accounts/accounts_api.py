@@ -1,4 +1,4 @@
-"""POST /accounts/{account_id}/deposits and /withdrawals: money in and out."""
+"""POST /accounts/{account_id}/deposits, /withdrawals, /insurance-contributions: money in, out, and to the fund."""
 
 from __future__ import annotations
 
@@ -68,6 +68,24 @@ async def withdraw(
 ) -> MoneyAnswer:
     """Debit the account's balance. Pay out only on 200: a 202 is not final."""
     moved = await engine().funds.withdraw(account_id, request.amount, key=idempotency_key, caller=caller)
+    outcome(response, pending=not moved.final, replayed=moved.replayed)
+    return MoneyAnswer.of(moved)
+
+
+@router.post(
+    "/accounts/{account_id}/insurance-contributions",
+    summary="Give money to the insurance fund, at most what is withdrawable",
+    responses={**executed(MoneyAnswer), **problems(*REFUSALS, *WRITE_PROBLEMS)},
+)
+async def contribute(
+    account_id: AccountIdPath,
+    request: MoneyRequest,
+    response: Response,
+    caller: CallerOf,
+    idempotency_key: IdempotencyKey = None,
+) -> MoneyAnswer:
+    """Debit the account's balance and credit the insurance fund. It is not given back."""
+    moved = await engine().funds.contribute(account_id, request.amount, key=idempotency_key, caller=caller)
     outcome(response, pending=not moved.final, replayed=moved.replayed)
     return MoneyAnswer.of(moved)
 

@@ -1,9 +1,10 @@
-"""GET /trades/{account_id} and GET /liquidations: what happened, newest first."""
+"""GET /trades/{account_id} and GET /liquidations: what happened, newest first; GET /insurance-fund: who pays for it."""
 
 from __future__ import annotations
 
 from margin import __version__
 from margin.contract.history import LiquidationsAnswer, TradesAnswer
+from margin.contract.insurance_fund import InsuranceFundAnswer
 from margin.errors import CursorInvalidError, UnknownAccountError
 from margin.http import (
     STORE_PROBLEMS,
@@ -54,8 +55,21 @@ async def get_trades(
 async def get_liquidations(
     account_id: AccountIdQuery | None = None, limit: Limit = 100, cursor: Cursor = None
 ) -> LiquidationsAnswer:
-    """Liquidations of one account, or of all."""
+    """Liquidations of one account, or of all; those of the reason `AUTO_DELEVERAGING` paid for another account's.
+
+    Each comes with all that it was decided on, so a page ends at 4 MB of that, and can have fewer than `limit`.
+    """
     return LiquidationsAnswer.of(await engine().history.liquidations(account_id=account_id, limit=limit, cursor=cursor))
+
+
+@router.get(
+    "/insurance-fund",
+    summary="Balance of the insurance fund, and what it has still to pay",
+    responses=problems(*STORE_PROBLEMS),
+)
+async def get_insurance_fund() -> InsuranceFundAnswer:
+    """Only what is final in history counts; the oldest 100 open shortfalls are listed."""
+    return InsuranceFundAnswer.of(await engine().insurance_fund.fund())
 
 
 app = create_app(router, title="Margin: history", version=__version__, description=__doc__ or "")

@@ -50,6 +50,7 @@ HTTP: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "PositionsFunction": (api_gateway_event("GET", "/positions/1"), "margin.account_margin"),
     "MarginReportFunction": (event("margin_report"), "report.page"),
+    "RiskFunction": (event("risk_ladder"), "stress.ladder"),
     "HistoryFunction": (api_gateway_event("GET", "/trades/1", query={"limit": "10"}), "history.trades"),
     "AccountsFunction": (api_gateway_event("POST", "/accounts/1/deposits", {"amount": "1"}), "funds.deposit"),
     "ControlsFunction": (event("controls"), "controls.list"),
@@ -59,6 +60,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "LiquidationScanFunction": event("liquidation_scan"),
     "JournalDrainFunction": event("journal_drain"),
     "ReconcileFunction": event("reconcile_schedule"),
+    "SettleFunction": event("settle"),
     "LiquidateFunction": {**event("liquidate_batch"), "Records": event("liquidate_batch")["Records"][:1]},
 }
 AT_RELEASE = {"MigrateFunction": {"command": "migrate"}}

@@ -12,7 +12,7 @@ from margin.domain.decimals import plain
 from margin.domain.event import parse_version
 from margin.domain.ledger import LedgerAccount
 from margin.domain.safe_zone import TriggerSide
-from margin.ports.audit import AuditedAccount, AuditedEvent, HotAccount, HotPosition, LedgerPage
+from margin.ports.audit import AuditedAccount, AuditedEvent, AuditedSettlement, HotAccount, HotPosition, LedgerPage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,7 @@ class FakeHistoryAudit:
         self.lines: dict[tuple[int, int, int], tuple[str, str]] = {}
         self.trades: dict[tuple[int, int], dict[str, Any]] = {}
         self.liquidations: dict[tuple[int, int], dict[str, Any]] = {}
+        self.settled: list[AuditedSettlement] = []
         for account_id, chain in history.chains.items():
             for link in chain:
                 self._store(account_id, link)
@@ -71,6 +72,10 @@ class FakeHistoryAudit:
         places = sorted(place for place in self.event_rows if place > after and place[0] <= last_account_id)
         return [self._event(*place) for place in places[:limit]]
 
+    async def settlements(self, after: tuple[int, int], limit: int) -> list[AuditedSettlement]:
+        rows = sorted(self.settled, key=lambda one: (one.account_id, one.liquidation_id))
+        return [one for one in rows if (one.account_id, one.liquidation_id) > after][:limit]
+
     async def ledger(self, after: tuple[int, int, int], total: Decimal, limit: int) -> LedgerPage:
         places = sorted(place for place in self.lines if place > after)
         amounts = (Decimal(self.lines[place][1]) for place in places[:limit])
@@ -90,6 +95,7 @@ class FakeHistoryAudit:
         for kind, table, fields in (
             ("TRADE", self.trades, TRADE_FIELDS),
             ("LIQUIDATION", self.liquidations, LIQUIDATION_FIELDS),
+            ("DELEVERAGING", self.liquidations, LIQUIDATION_FIELDS),
         ):
             if body["type"] == kind:
                 row = {name: copy.deepcopy(body["detail"][name]) for name in fields}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from margin.domain.event import AcknowledgedBy
+from margin.domain.liquidation import LiquidationPolicy
+from margin.domain.margin_warning import MarginWarnings
 from margin.services.controls import ControlService
 from margin.services.drain import DrainService
 from margin.services.former_layout import FormerLayoutService
@@ -14,12 +18,14 @@ from margin.services.journal import Journal
 from margin.services.layout import Layout
 from margin.services.liquidation import LiquidationService
 from margin.services.margin import MarginService
+from margin.services.margin_warning import MarginWarningService
 from margin.services.mark_records import MarkRecordService
 from margin.services.marks import MarkPriceService
 from margin.services.opening import OpeningService
 from margin.services.rebuilding import RebuildService
 from margin.services.report import ReportService
 from margin.services.scan import ScanService
+from margin.services.stress import StressService
 from margin.services.trading import TradingService
 from tests.fakes.controls import FakeControlHistory, FakeControls
 from tests.fakes.faults import Clock, Faults
@@ -44,7 +50,9 @@ class Exchange:
         report_accounts_max: int = 1000,
         sweep_cycle_s: int = 0,
         acknowledged_by: AcknowledgedBy = AcknowledgedBy.HISTORY,
+        margin_warning_pct: int = 100,
     ) -> None:
+        self.warning_level = MarginWarnings(Decimal(margin_warning_pct))
         self.clock = Clock()
         self.faults = Faults()
         self.redis = FakeRedis(self.clock, self.faults, partitions=partitions, page_size=page_size)
@@ -54,10 +62,11 @@ class Exchange:
         self.partitions = FakePartitions(self.redis)
         self.control_history = FakeControlHistory(self.clock, self.faults)
         self.controls = ControlService(self.control_history, FakeControls(self.redis))
-        self.healing = HealingService(self.accounts, self.market)
+        self.healing = HealingService(self.accounts, self.market, self.warning_level)
         self._acknowledged_by = acknowledged_by
         self.journal = self._make_journal(self.accounts, self.healing)
-        self.liquidations = LiquidationService(self.accounts, self.market, self.journal)
+        self.liquidations = LiquidationService(self.accounts, self.market, self.journal, warnings=self.warning_level)
+        self.warnings = MarginWarningService(self.accounts, self.journal, self.warning_level, self.liquidations)
         self.trading = TradingService(self.journal, self.liquidations)
         self.funds = FundsService(self.journal, self.liquidations)
         self.margin = MarginService(self.accounts)
@@ -65,12 +74,18 @@ class Exchange:
         self.marks = MarkPriceService(
             self.market,
             self.liquidations,
+            self.warnings,
             crossed_inline_max=crossed_inline_max,
             crossed_queued_max=crossed_queued_max,
             queue=self.queue,
         )
         self.report = ReportService(self.accounts, self.market, ttl_s=REPORT_TTL_S, accounts_max=report_accounts_max)
-        self.scans = ScanService(self.accounts, self.market, self.liquidations, sweep_cycle_s=sweep_cycle_s)
+        self.stress = StressService(
+            self.accounts, self.market, self.history_store, LiquidationPolicy(), accounts_max=report_accounts_max
+        )
+        self.scans = ScanService(
+            self.accounts, self.market, self.liquidations, self.warnings, sweep_cycle_s=sweep_cycle_s
+        )
         self.history = HistoryService(self.history_store)
         self.health = HealthService(self.partitions, self.history_store)
         self.drain = DrainService(self.accounts, self.history_store, self.journal, self.healing, self.controls)
@@ -90,11 +105,12 @@ class Exchange:
             healing,
             idempotency_ttl_s=IDEMPOTENCY_TTL_S,
             acknowledged_by=self._acknowledged_by,
+            warnings=self.warning_level,
         )
 
     def _layout(self, partitions: int) -> Layout:
         accounts = FakeAccounts(self.redis, check_marker=False, partitions=partitions)
-        healing = HealingService(accounts, self.market)
+        healing = HealingService(accounts, self.market, self.warning_level)
         journal = self._make_journal(accounts, healing)
         return Layout(
             partitions=self.partitions,

@@ -15,6 +15,7 @@ from margin.domain.ledger import LedgerAccount
 from margin.domain.position import Position
 from margin.ports import StoredResult
 from margin.ports.history import Appended, HistoryAccount, HistoryKey, RememberedKey
+from margin.ports.queries import LiquidationPage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -96,18 +97,25 @@ class FakeHistory:
         ]
         return rows[: query.limit]
 
-    async def liquidations(self, query: LiquidationQuery) -> list[dict[str, Any]]:
+    async def liquidations(self, query: LiquidationQuery) -> LiquidationPage:
         await self._faults.before("history.liquidations")
         links = [
             link
             for account_id, chain in self.chains.items()
             for link in chain
-            if link.body["type"] == "LIQUIDATION"
+            if link.body["type"] in {"LIQUIDATION", "DELEVERAGING"}
             and query.account_id in {None, account_id}
             and (query.before is None or (link.at_us, link.event_id) < query.before)
         ]
         links.sort(key=lambda link: (link.at_us, link.event_id), reverse=True)
-        return [_row(link, _LIQUIDATION_AMOUNTS, ("reason", "positions")) for link in links[: query.limit]]
+        rows: list[dict[str, Any]] = []
+        bytes_left = query.bytes_max
+        for link in links[: query.limit]:
+            bytes_left -= len(json.dumps(link.body["detail"], ensure_ascii=False).encode())
+            if rows and bytes_left < 0:
+                break
+            rows.append({**_row(link, _LIQUIDATION_AMOUNTS, ("reason", "positions")), "record": link.body["detail"]})
+        return LiquidationPage(rows, len(links) > len(rows))
 
     async def accounts(
         self, after_account_id: int, limit: int, *, partition: int = 0, partitions: int = 1

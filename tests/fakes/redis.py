@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from margin.domain.controls import ENGINE_CONTROL, account_control, symbol_control
 from margin.domain.event import StoredEvent, version_of
+from margin.domain.mark_time import AHEAD_MAX_US, OlderPrice, future_timestamp, older_mark_price
 from margin.domain.market import RESTORED_STAMP_US, Mark, Market
 from margin.domain.safe_zone import TriggerSide
 from margin.errors import StateNotLoadedError
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tests.fakes.faults import Clock, Faults
 
 PENDING_SHOWN_MAX = 200
+WARNED_PER_CALL_MAX = 200
 _NEVER = Mark(Decimal(1), -1)
 
 
@@ -62,6 +64,7 @@ class _HotAccount:
     version: str
     chain_hash: str
     triggers: dict[str, Trigger]
+    warnings: dict[str, Trigger] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -85,6 +88,7 @@ class FakeRedis:
     markers: dict[int, PartitionState] = dataclasses.field(default_factory=dict)
     blocked: Counter[int] = dataclasses.field(default_factory=Counter)
     holds: dict[int, str] = dataclasses.field(default_factory=dict)
+    warned: set[int] = dataclasses.field(default_factory=set)
     openings: dict[int, Opening] = dataclasses.field(default_factory=dict)
     sweeps: dict[int, SweepProgress] = dataclasses.field(default_factory=dict)
     sequences: Counter[int] = dataclasses.field(default_factory=Counter)
@@ -95,6 +99,7 @@ class FakeRedis:
     _STATE = (
         *("accounts", "pending", "pending_since_us", "keys", "marks", "instruments", "controls", "markers"),
         *("control_ids", "controls_aligned_to", "blocked", "holds", "openings", "sweeps", "sequences", "reports"),
+        "warned",
     )
 
     def flush(self) -> None:
@@ -151,6 +156,18 @@ class FakeRedis:
         crossed = sorted(sides[TriggerSide.FLOOR], reverse=True) + sorted(sides[TriggerSide.CEILING])
         return [int(account_id) for _, account_id in crossed]
 
+    def set_warnings(self, account_id: int, warnings: Mapping[str, Trigger], *, warned: bool) -> None:
+        self.accounts[account_id].warnings = dict(warnings)
+        (self.warned.add if warned else self.warned.discard)(account_id)
+
+    def to_warn(self, symbol: str) -> list[int]:
+        """Accounts whose trigger of the warning the mark of a symbol crosses."""
+        return [
+            account_id
+            for account_id, hot in self.accounts.items()
+            if (trigger := hot.warnings.get(symbol)) is not None and self.is_crossed(trigger)
+        ]
+
     def set_triggers(self, account_id: int, triggers: Mapping[str, Trigger]) -> bool:
         """Put triggers in place of those of the same symbols; whether one is crossed by the mark in force."""
         held = self.accounts[account_id].triggers
@@ -189,6 +206,7 @@ class FakeAccounts:
             market=self._market(symbols),
             controls={name: redis.controls.get(name, "") for name in names},
             hold=redis.hold_of(account_id),
+            warned=account_id in redis.warned,
             replay=redis.record(account_id, key) if key else None,
         )
         await redis.faults.after("accounts.read")
@@ -201,7 +219,14 @@ class FakeAccounts:
         return reply
 
     async def anchor(
-        self, account_id: int, version: str, triggers: Mapping[str, Trigger], *, epoch: int | None = None
+        self,
+        account_id: int,
+        version: str,
+        triggers: Mapping[str, Trigger],
+        *,
+        warnings: Mapping[str, Trigger] | None = None,
+        warned: bool = False,
+        epoch: int | None = None,
     ) -> bool | None:
         redis = self._redis
         await redis.faults.before("accounts.anchor")
@@ -209,6 +234,7 @@ class FakeAccounts:
         if self._version(account_id) != version:
             return None
         crossed = redis.set_triggers(account_id, triggers)
+        redis.set_warnings(account_id, warnings or {}, warned=warned)
         await redis.faults.after("accounts.anchor")
         return crossed
 
@@ -302,9 +328,24 @@ class FakeAccounts:
         symbols = {symbol for each in hot for symbol in each.account.positions}
         return SweepPage(
             cursor=str(end) if end < len(mine) else "0",
-            accounts=tuple(IndexedAccount(AccountRow(each.version, each.account), dict(each.triggers)) for each in hot),
+            accounts=tuple(self._indexed(each) for each in hot),
             market=self._market(symbols),
         )
+
+    def _indexed(self, hot: _HotAccount) -> IndexedAccount:
+        row = AccountRow(hot.version, hot.account)
+        warned = hot.account.account_id in self._redis.warned
+        return IndexedAccount(row, dict(hot.triggers), dict(hot.warnings), warned)
+
+    async def to_warn(self, partition: int, limit: int) -> tuple[int, ...]:
+        redis = self._redis
+        await redis.faults.before("accounts.to_warn")
+        redis.require_loaded(partition)
+        named = [
+            [account_id for account_id in redis.to_warn(symbol) if self._partition(account_id) == partition][:limit]
+            for symbol in redis.marks
+        ]
+        return tuple(dict.fromkeys(account_id for one in named for account_id in one))
 
     async def sweep_progress(self, partition: int) -> SweepProgress:
         await self._reach("accounts.sweep_progress")
@@ -324,7 +365,7 @@ class FakeAccounts:
             if mine[passed : passed + limit]:
                 named[symbol] = tuple(mine[passed : passed + limit])
         hot = [held for account_id, held in redis.accounts.items() if self._partition(account_id) == partition]
-        stamps = [redis.marks[symbol].stamp_us for held in hot for symbol in held.triggers if symbol in redis.marks]
+        stamps = [redis.marks[symbol].as_of_us for held in hot for symbol in held.triggers if symbol in redis.marks]
         return CrossedAccounts(named, redis.clock.now_us - min(stamps, default=redis.clock.now_us))
 
     async def versions(self, account_ids: Sequence[int]) -> dict[int, str]:
@@ -368,6 +409,7 @@ class FakeAccounts:
         # Triggers are kept by symbol, so that an account's go with the account: there are none to sweep.
         redis.accounts[account_id] = _HotAccount(row.account, row.version, row.chain_hash, {})
         redis.set_triggers(account_id, load.triggers)
+        redis.set_warnings(account_id, load.warnings, warned=False)
         for key in load.keys:
             expires_us = redis.clock.now_us + int(key.ttl_s * 1_000_000)
             redis.keys[account_id, key.key] = _Record(key.event_id, key.request_hash, key.result, expires_us)
@@ -495,6 +537,7 @@ class FakeAccounts:
         version = version_of(event.n, event_id)
         redis.accounts[account_id] = _HotAccount(commit.account, version, commit.event_hash, kept)
         crossed = redis.set_triggers(account_id, commit.triggers)
+        redis.set_warnings(account_id, commit.warnings, warned=commit.warned)
         expires_us = redis.clock.now_us + commit.key_ttl_s * 1_000_000
         redis.keys[account_id, event.key] = _Record(event_id, event.request_hash, commit.result, expires_us)
         redis.pending.setdefault(account_id, []).append(StoredEvent(event_id, commit.body))
@@ -528,17 +571,35 @@ class FakeMarket:
         await redis.faults.before("market.market")
         return Market(dict(redis.marks), dict(redis.instruments), redis.clock.now_us)
 
-    async def set_marks(self, prices: Mapping[str, Decimal], *, crossed_max: int) -> list[MarkUpdate]:
+    async def set_marks(
+        self, prices: Mapping[str, Decimal], *, crossed_max: int, observed_us: Mapping[str, int] | None = None
+    ) -> list[MarkUpdate]:
         redis = self._redis
         await redis.faults.before("market.set_marks")
         for partition in range(redis.partitions):
             redis.require_loaded(partition)
+        self._judge_times(observed_us or {})
         for symbol, price in prices.items():
             stored_us = redis.marks[symbol].stamp_us if symbol in redis.marks else 0
-            redis.marks[symbol] = Mark(price, max(stored_us + 1, redis.clock.now_us))
-        updates = [self._update(symbol, crossed_max) for symbol in prices]
+            time_us = (observed_us or {}).get(symbol, redis.clock.now_us)
+            redis.marks[symbol] = Mark(price, max(stored_us + 1, redis.clock.now_us), time_us)
+        updates = self._updates(prices, crossed_max)
         await redis.faults.after("market.set_marks")
         return updates
+
+    def _judge_times(self, observed_us: Mapping[str, int]) -> None:
+        redis = self._redis
+        latest_us = redis.clock.now_us + AHEAD_MAX_US
+        older = []
+        for symbol, time_us in observed_us.items():
+            if time_us > latest_us:
+                raise future_timestamp(symbol, time_us, redis.clock.now_us)
+            mark = redis.marks.get(symbol, _NEVER)
+            stored_us = mark.stamp_us if mark.observed_us is None else mark.observed_us
+            if time_us < stored_us <= latest_us:
+                older.append(OlderPrice(symbol, time_us, stored_us))
+        if older:
+            raise older_mark_price(older)
 
     async def align_marks(self) -> int:
         """Do nothing: the fake's partitions share their marks, so that none can lag."""
@@ -553,7 +614,7 @@ class FakeMarket:
         # The fake's partitions share their marks: while another is open they are in use.
         old = [symbol for symbol, mark in marks.items() if redis.marks.get(symbol, _NEVER).stamp_us < mark.stamp_us]
         for symbol in old:
-            redis.marks[symbol] = Mark(marks[symbol].price, RESTORED_STAMP_US)
+            redis.marks[symbol] = Mark(marks[symbol].price, RESTORED_STAMP_US, marks[symbol].as_of_us)
         return len(old)
 
     async def forget_marks(self, partition: int) -> None:
@@ -566,9 +627,21 @@ class FakeMarket:
         # Harmless at any time, so that an opener which was taken over may do it too.
         return 0
 
-    def _update(self, symbol: str, crossed_max: int) -> MarkUpdate:
-        crossed = self._redis.crossed_by(symbol)
-        return MarkUpdate(symbol, self._redis.marks[symbol].stamp_us, len(crossed), tuple(crossed[:crossed_max]))
+    def _updates(self, symbols: Iterable[str], crossed_max: int) -> list[MarkUpdate]:
+        """Whom the symbols cross; they share what may be named, those with few of them first."""
+        crossed = {symbol: self._redis.crossed_by(symbol) for symbol in symbols}
+        named: dict[str, tuple[int, ...]] = {}
+        sharing = sorted(crossed, key=lambda symbol: len(crossed[symbol]))
+        for place, symbol in enumerate(sharing):
+            named[symbol] = tuple(crossed[symbol][: crossed_max // (len(sharing) - place)])
+            crossed_max -= len(named[symbol])
+        updates = []
+        left = min(crossed_max, WARNED_PER_CALL_MAX)
+        for symbol, found in crossed.items():
+            to_warn = tuple(self._redis.to_warn(symbol)[:left])
+            left -= len(to_warn)
+            updates.append(MarkUpdate(symbol, self._redis.marks[symbol].stamp_us, len(found), named[symbol], to_warn))
+        return updates
 
 
 class FakePartitions:

@@ -1,4 +1,4 @@
-"""`make faults`: every scenario on real servers, then a table; exit code 0 only where nothing was lost or doubled."""
+"""`make faults`: every scenario on real servers, the long looks, then tables; exit code 0 where nothing is wrong."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import argparse
 import asyncio
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from margin import observability
 from margin_local.servers import EmbeddedServerError
 from tests.faults.house import ProcessEndedError
+from tests.faults.long_looks import LONG_LOOKS
 from tests.faults.run import Outcome, play
 from tests.faults.scenarios import SCENARIOS
-from tests.faults.table import render
+from tests.faults.table import render, render_looks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tests.faults.long_looks import LongLook, Seen
     from tests.faults.scenarios import Scenario
 
 _SHOWN_MAX = 5
@@ -28,10 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     observability.configure(publish_metrics=False, log_level="CRITICAL", stream=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    scenarios = [SCENARIOS[name] for name in options.scenario or SCENARIOS]
+    names = options.scenario or [*SCENARIOS, *LONG_LOOKS]
+    scenarios = [SCENARIOS[name] for name in names if name in SCENARIOS]
     outcomes: list[Outcome] = []
+    seen: list[tuple[LongLook, Seen, float]] = []
     try:
         asyncio.run(_play_all(scenarios, options, outcomes))
+        _look_long([LONG_LOOKS[name] for name in names if name in LONG_LOOKS], options, seen)
     except KeyboardInterrupt:
         print("faults: stopped", file=sys.stderr)
         return 130
@@ -41,18 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if outcomes:
             print(render(outcomes), end="", flush=True)
-    return 0 if all(outcome.verdict.good for outcome in outcomes) else 1
+        if seen:
+            print(render_looks(seen), end="", flush=True)
+    good = all(outcome.verdict.good for outcome in outcomes) and not any(found.wrong for _, found, _ in seen)
+    return 0 if good else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.faults",
         description="Kill, freeze, empty and put back servers under load, and look for what was lost or doubled.",
-        epilog="Scenarios: " + ", ".join(SCENARIOS),
+        epilog="Scenarios: " + ", ".join([*SCENARIOS, *LONG_LOOKS]),
     )
-    parser.add_argument(
-        "--scenario", action="append", choices=list(SCENARIOS), metavar="NAME", help="only this one; may be repeated"
-    )
+    names = [*SCENARIOS, *LONG_LOOKS]
+    parser.add_argument("--scenario", action="append", choices=names, metavar="NAME", help="only this; may be repeated")
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="how long the faults of each scenario go on (default 10)"
     )
@@ -72,6 +80,18 @@ async def _play_all(scenarios: Sequence[Scenario], options: argparse.Namespace, 
             print(f"  {outcome.note}", file=sys.stderr, flush=True)
         if outcome.kept is not None:
             print(f"  data and logs are left in {outcome.kept}", file=sys.stderr, flush=True)
+
+
+def _look_long(
+    looks: Sequence[LongLook], options: argparse.Namespace, seen: list[tuple[LongLook, Seen, float]]
+) -> None:
+    for look in looks:
+        print(look.title, file=sys.stderr, flush=True)
+        began_s = time.monotonic()
+        found = look.look(options.seed, lambda line: print(f"  {line}", file=sys.stderr, flush=True))
+        seen.append((look, found, time.monotonic() - began_s))
+        for sentence in found.wrong[:_SHOWN_MAX]:
+            print(f"  {sentence}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

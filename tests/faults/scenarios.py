@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 COMMIT = b'"event_hash"'
 """Found in the request of a commit and of nothing else."""
-APPEND = b"append_events("
+APPEND = b"append_events"
 """Found in the request of an append and of nothing else."""
 CROWD = 64
 

@@ -1,4 +1,4 @@
-"""The table of `make faults`, in Markdown."""
+"""The tables of `make faults`, in Markdown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tests.faults.long_looks import LongLook, Seen
     from tests.faults.run import Outcome
 
 _COLUMNS = (
@@ -28,6 +29,13 @@ def render(outcomes: Sequence[Outcome]) -> str:
     """Write one row for each scenario."""
     lines = [_row(_COLUMNS), _row(["---", *["---:"] * (len(_COLUMNS) - 1)])]
     return "\n".join([*lines, *(_row(_cells(outcome)) for outcome in outcomes)]) + "\n"
+
+
+def render_looks(seen: Sequence[tuple[LongLook, Seen, float]]) -> str:
+    """Write one row for each long look: what it counted, how much of it is wrong, and the seconds that it took."""
+    lines = [_row(("look", "counted", "wrong", "time, s")), _row(("---", "---", "---:", "---:"))]
+    rows = ((look.title, found.figures, str(len(found.wrong)), f"{took_s:.0f}") for look, found, took_s in seen)
+    return "\n".join([*lines, *(_row(cells) for cells in rows)]) + "\n"
 
 
 def _cells(outcome: Outcome) -> list[str]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from hypothesis import strategies as st
 
 from margin.domain.account import Account
-from margin.domain.decimals import exact, round_up
+from margin.domain.decimals import exact, round_down, round_up
 from margin.domain.instrument import Instrument, Tier
+from margin.domain.liquidation import LiquidationPolicy
 from margin.domain.market import Mark, Market
 from margin.domain.position import Position, Side
 from margin.domain.risk import assess
@@ -70,13 +71,30 @@ def tier_tables(draw: st.DrawFn, tiers_max: int = 4) -> tuple[Tier, ...]:
 
 @st.composite
 def instruments(draw: st.DrawFn, symbol: str = "BTC-PERP", tiers_max: int = 4) -> Instrument:
+    tiers = draw(tier_tables(tiers_max))
+    # Below the lowest maintenance rate, which has four decimals.
+    fee_caps = st.sampled_from([Decimal(0), tiers[0].maintenance_rate / 2, tiers[0].maintenance_rate - Decimal("1e-8")])
     return Instrument(
         symbol,
-        draw(tier_tables(tiers_max)),
+        tiers,
         taker_fee=draw(st.sampled_from([Decimal(0), Decimal("0.0005"), Decimal("0.00000001")])),
         price_band=draw(st.sampled_from([Decimal("0.20"), Decimal("0.05"), Decimal(1)])),
+        lot_size=draw(st.sampled_from([Decimal("1e-8"), Decimal("0.001"), Decimal(1)])),
+        min_quantity=draw(st.sampled_from([Decimal("1e-8"), Decimal("0.5")])),
+        liquidation_fee_cap=draw(fee_caps),
         mark_max_age_s=draw(st.sampled_from([None, MARK_MAX_AGE_S])),
     )
+
+
+def liquidation_policies() -> st.SearchStrategy[LiquidationPolicy]:
+    """How far liquidations go: from just to maintenance margin to far above it."""
+    least = st.sampled_from([Decimal(0), Decimal(10), Decimal(10**6)])
+    return st.builds(LiquidationPolicy, st.sampled_from([Decimal(0), Decimal("0.1"), Decimal(2)]), least)
+
+
+def policies_without_least() -> st.SearchStrategy[LiquidationPolicy]:
+    """Those under which nothing is too small to be left."""
+    return liquidation_policies().map(lambda policy: replace(policy, remaining_notional_min=Decimal(0)))
 
 
 @st.composite
@@ -118,6 +136,24 @@ def solvent_books(draw: st.DrawFn, *, tiers_max: int = 4, positions_max: int = l
     account = Account(1, Decimal(0), {symbol: draw(positions(symbol)) for symbol in held})
     market = draw(markets(tiers_max=tiers_max))
     return Book(_with_slack(account, market, draw(st.just(Decimal(0)) | magnitudes(10))), market)
+
+
+@st.composite
+def failing_books(draw: st.DrawFn, *, may_be_stale: bool = False) -> Book:
+    """An account whose equity is below its maintenance margin, at the marks: from just so to bankrupt."""
+    held = draw(st.lists(st.sampled_from(SYMBOLS), unique=True, min_size=1))
+    account = Account(1, Decimal(0), {symbol: draw(positions(symbol)) for symbol in held})
+    market = draw(markets(may_be_stale=may_be_stale))
+    thousandths = draw(st.integers(1, 1500))
+    return Book(_failing(account, market, thousandths), market)
+
+
+@exact
+def _failing(account: Account, market: Market, thousandths: int) -> Account:
+    """Return the account with so many thousandths of its maintenance margin missing."""
+    risk = assess(account, market)
+    missing = risk.maintenance_margin * thousandths / 1000
+    return account.with_balance_change(round_down(risk.maintenance_margin - missing - risk.equity))
 
 
 @exact

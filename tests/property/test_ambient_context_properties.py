@@ -12,7 +12,7 @@ from margin.domain.account import calculate_equity
 from margin.domain.cash import deposit, withdraw
 from margin.domain.instrument import Instrument
 from margin.domain.ledger import LedgerAccount, LedgerLine, balanced, fill_lines
-from margin.domain.liquidation import liquidate
+from margin.domain.liquidation import LiquidationPolicy, liquidate
 from margin.domain.liquidation_price import liquidation_price, solve_liquidation_price
 from margin.domain.order import Order, execute_order, purely_reduces
 from margin.domain.position import Fill, apply_fill
@@ -87,7 +87,7 @@ def calculations(book: Book, side: Side, quantity: Decimal, price: Decimal) -> l
         lambda: execute_order(account, order, market),
         lambda: deposit(account, LARGE, market),
         lambda: withdraw(account, quantity, market),
-        lambda: liquidate(account, market),
+        lambda: liquidate(account, market, LiquidationPolicy()),
         lambda: triggers(account, market),
         lambda: covers(account, market, triggers(account, market)),
     ]

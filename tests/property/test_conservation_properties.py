@@ -12,7 +12,7 @@ from margin.domain.account import Account
 from margin.domain.cash import deposit, withdraw
 from margin.domain.decimals import ABSOLUTE_VALUE_MAX
 from margin.domain.ledger import LedgerAccount, LedgerLine
-from margin.domain.liquidation import liquidate
+from margin.domain.liquidation import LiquidationPolicy, liquidate
 from margin.domain.market import Mark, Market
 from margin.domain.order import Order, execute_order
 from margin.domain.position import Side
@@ -88,6 +88,9 @@ class AccountLife(RuleBasedStateMachine):
         self.order(symbol, side, (abs(quantity) * Decimal(share)).quantize(UNIT), factor)
 
     def order(self, symbol: str, side: Side, quantity: Decimal, factor: Decimal) -> None:
+        lot_size = self.market.instrument(symbol).lot_size
+        if (held := self.account.positions.get(symbol)) is None or quantity != abs(held.quantity):
+            quantity -= quantity % lot_size
         if not 0 < quantity < ABSOLUTE_VALUE_MAX:
             return
         price = max((self.market.mark_price(symbol) * factor).quantize(UNIT), UNIT)
@@ -107,7 +110,7 @@ class AccountLife(RuleBasedStateMachine):
         self.liquidate_if_due()
 
     def liquidate_if_due(self) -> None:
-        result = liquidate(self.account, self.market)
+        result = liquidate(self.account, self.market, LiquidationPolicy())
         assert (result is not None) is assess(self.account, self.market).liquidatable
         if result is not None:
             self.booked(result.account, result.ledger_lines)

@@ -126,6 +126,21 @@ def test_mark_price_is_stored_and_harms_nobody(market: Deployment, stores: Store
     assert stores.counts() == before
 
 
+def test_mark_prices_of_one_call_are_stored_together_or_not_at_all(market: Deployment, stores: Stores) -> None:
+    refusal = market.send(event("mark_prices"))
+    assert (refusal.status, refusal.json["code"]) == (409, "OLDER_MARK_PRICE")
+    assert stores.redis.hgetall("mark_prices") == {"BTC-PERP": "50000"}
+    stamp = stores.redis.hget("mark_stamps", "BTC-PERP")
+    stores.redis.hset("mark_times", "BTC-PERP", f"{stamp}:1738324800000000")  # 2025-01-31T12:00:00Z, as the event says
+    reply = market.send(event("mark_prices"))
+    assert reply.status == 200, reply.text
+    assert [(price["symbol"], price["price"]) for price in reply.json["prices"]] == [
+        ("BTC-PERP", "51000"),
+        ("ETH-PERP", "2500.5"),
+    ]
+    assert stores.redis.hgetall("mark_prices") == {"BTC-PERP": "51000", "ETH-PERP": "2500.5"}
+
+
 def test_liquidating_mark_price_closes_the_account_below_maintenance_margin(market: Deployment, stores: Stores) -> None:
     market.send(event("trade_accepted"))
     market.send(event("trade_with_key"))
@@ -192,6 +207,24 @@ def test_report_has_two_pages_of_one_snapshot(market: Deployment, stores: Stores
     assert second.status == 200, second.text
     assert [account["account_id"] for account in second.json["accounts_detail"]] == [2]
     assert (second.json["as_of"], second.json["next_cursor"]) == (first.json["as_of"], None)
+
+
+def test_ladder_and_shocks_name_whom_a_price_would_liquidate_and_change_nothing(
+    market: Deployment, stores: Stores
+) -> None:
+    market.send(event("trade_accepted"))
+    market.send(event("trade_with_key"))
+    before = contents(stores)
+    ladder = market.send(event("risk_ladder"))
+    assert ladder.status == 200, ladder.text
+    counts = {step["move"]: step["accounts_liquidated"] for step in ladder.json["steps"]}
+    assert (len(counts), counts["-0.3"], counts["0"], counts["0.5"]) == (23, 1, 0, 0)
+    shocks = market.send(event("risk_shocks"))
+    assert shocks.status == 200, shocks.text
+    (crash,) = shocks.json["shocks"]
+    assert (crash["name"], crash["accounts_liquidated"]) == ("crash", 1)
+    assert crash["prices"] == [{"symbol": "BTC-PERP", "move": "-0.3", "price": "35000"}]
+    assert contents(stores) == before
 
 
 def _cursor(text: str) -> list[str]:
@@ -294,6 +327,27 @@ def test_scheduled_reconciling_lists_what_differs_and_changes_nothing(market: De
     assert after[1] == before[1]
     assert environment.metrics("ReconcileDifferences") == [1]
     assert len(environment.metrics("ReconcileAgeS")) == 2
+
+
+def test_money_for_the_fund_pays_a_shortfall_and_deleveraging_the_rest(market: Deployment, stores: Stores) -> None:
+    market.send(event("trade_with_key"))
+    short = {"account_id": 1, "symbol": "BTC-PERP", "side": "SELL", "quantity": 1, "price": 50000}
+    assert market.call("POST", "/trade", short).status == 200
+    reply = market.send(event("insurance_contribution"))
+    assert (reply.status, reply.json["balance"]) == (200, "97499.5"), reply.text
+    # Account 3 has bought one at 50000 with 15000.
+    assert market.call("POST", "/mark-price", {"symbol": "BTC-PERP", "price": 30000}).status == 200
+    fund = market.send(event("insurance_fund")).json
+    assert (fund["balance"], fund["uncovered"]) == ("2500.5", "5000")
+    assert [one["account_id"] for one in fund["open_shortfalls"]] == [3]
+    environment = market.fresh("SettleFunction")
+    report = environment.invoke(event("settle"))
+    assert (report["settlements"], report["deleveragings"], report["settled"]) == (2, 1, "5000")
+    assert (report["uncovered"], report["complete"]) == ("0", True)
+    assert stores.rows("select account_id, reason from liquidations where shortfall = 0") == [(1, "AUTO_DELEVERAGING")]
+    assert stores.one("select sum(amount) from ledger_lines where ledger_account = 'uncovered'") == 0
+    assert environment.metrics("Deleveragings") == [1]
+    assert environment.metrics("UncoveredShortfallsQuote") == [0]
 
 
 # --- an operator ---

@@ -56,6 +56,7 @@ def test_queue_and_schedules_survive_a_thaw(market: Deployment, stores: Stores) 
         "LiquidationScanFunction": event("liquidation_scan"),
         "JournalDrainFunction": event("journal_drain"),
         "ReconcileFunction": event("reconcile_schedule"),
+        "SettleFunction": event("settle"),
     }
     for name, request in calls.items():
         market.warm(name).invoke(request)

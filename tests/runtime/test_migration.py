@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.runtime
 
-NEWEST = "0002"
+NEWEST = "0003"
 
 
 @dataclasses.dataclass

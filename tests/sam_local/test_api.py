@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.sam_local
 
-HTTP_FUNCTIONS = 8
+HTTP_FUNCTIONS = 9
 CONNECT = """
 import os, socket
 for store in ("REDIS", "POSTGRES"):

@@ -41,6 +41,11 @@ def test_the_stores_are_found_to_agree(sam_local: SamLocal) -> None:
     assert (answer["differences"], answer["complete"]) == ([], True), answer
 
 
+def test_there_is_nothing_to_settle(sam_local: SamLocal) -> None:
+    answer = sam_local.invoke("SettleFunction", EVENTS / "settle.json")
+    assert (answer["settlements"], answer["uncovered"], answer["complete"]) == (0, "0", True), answer
+
+
 def test_the_queue_gets_its_poison_back(sam_local: SamLocal) -> None:
     event = EVENTS / "liquidate_batch.json"
     poison = json.loads(event.read_text())["Records"][1]["messageId"]

@@ -6,6 +6,7 @@ Nothing of the engine's domain is used. Every amount of an event's body is deriv
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from decimal import Context, Decimal, Inexact, localcontext
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,10 @@ _UNITS = 10**8
 _INITIAL_RATE = Decimal("0.2")
 _MAINTENANCE_RATE = Decimal("0.1")
 _PRICE_BAND = Decimal("0.2")
+_LOT = Decimal("0.00000001")
+_BUFFER = Decimal("0.1")
+_REMAINING_NOTIONAL_MIN = Decimal(10)
+_WARNING_PCT = Decimal(80)
 
 
 class WrongError(AssertionError):
@@ -44,16 +49,39 @@ class Holding:
     cost: Decimal
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class SeenMark:
+    """A mark price as it was in force, and when it was set; 0 for one that was lost and put back, and counts as stale.
+
+    ``observed_us`` is when its sender saw it, None where nobody knows.
+    """
+
+    price: Decimal
+    stamp_us: int
+    observed_us: int | None
+
+    def worth(self, quantity: Decimal) -> Decimal:
+        """Price that a liquidation values a position at: a stale one moved by the price band in its favour."""
+        if self.stamp_us:
+            return self.price
+        return self.price * (1 + _PRICE_BAND if quantity > 0 else 1 - _PRICE_BAND)
+
+    def age_s(self, at_us: int) -> Decimal:
+        since_us = self.stamp_us if self.observed_us is None else min(self.stamp_us, self.observed_us)
+        return Decimal(at_us - since_us).scaleb(-6)
+
+
 @dataclasses.dataclass(slots=True)
 class Book:
-    """One account, by the events that it has had."""
+    """One account, by the events that it has had, and a count of what these were like."""
 
     balance: Decimal = Decimal(0)
     holdings: dict[str, Holding] = dataclasses.field(default_factory=dict)
     ledger: dict[str, Decimal] = dataclasses.field(default_factory=dict)
+    tally: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def copy(self) -> Book:
-        return Book(self.balance, dict(self.holdings), dict(self.ledger))
+        return Book(self.balance, dict(self.holdings), dict(self.ledger), Counter())
 
     def equity(self, marks: Mapping[str, Decimal]) -> Decimal:
         with localcontext(_EXACT):
@@ -72,8 +100,14 @@ class Book:
         with localcontext(_EXACT):
             return _MAINTENANCE_RATE * self.notional(marks)
 
-    def apply(self, body: Mapping[str, Any]) -> None:
+    def apply(self, body: Mapping[str, Any], marks: Mapping[str, SeenMark]) -> None:
         """Let an event happen, and compare everything that it says of itself.
+
+        Parameters
+        ----------
+        body : mapping
+        marks : mapping of str to SeenMark
+            What was in force when it was decided.
 
         Raises
         ------
@@ -91,14 +125,26 @@ class Book:
                 case "TRADE":
                     self._trade(body)
                 case "LIQUIDATION":
-                    self._liquidate(body)
+                    self._liquidate(body, marks)
+                case "CONTRIBUTION":
+                    amount = Decimal(body["detail"]["amount"])
+                    require(amount <= self.balance, f"{amount} were contributed from a balance of {self.balance}")
+                    self._move(body, -amount, other="insurance")
+                case "SETTLEMENT":
+                    amount = Decimal(body["detail"]["amount"])
+                    require(amount > 0, f"a settlement of {amount}")
+                    self._expect_lines(body, {"insurance": -amount, "uncovered": amount})
+                case "DELEVERAGING":
+                    self._deleverage(body)
+                case "MARGIN_WARNING":
+                    self._warn(body, marks)
                 case other:
                     raise WrongError(f"an event of type {other}")
             self._compare(body, before)
 
-    def _move(self, body: Mapping[str, Any], change: Decimal) -> None:
+    def _move(self, body: Mapping[str, Any], change: Decimal, *, other: str = "external") -> None:
         self.balance += change
-        self._expect_lines(body, {"cash": change, "external": -change})
+        self._expect_lines(body, {"cash": change, other: -change})
         same("balance in the answer", body["result"]["balance"], self.balance)
 
     def _trade(self, body: Mapping[str, Any]) -> None:
@@ -142,30 +188,145 @@ class Book:
         pairs = ((held.quantity, before.holdings[symbol].quantity) for symbol, held in self.holdings.items())
         return all(now * was > 0 and abs(now) <= abs(was) for now, was in pairs)
 
-    def _liquidate(self, body: Mapping[str, Any]) -> None:
-        detail = body["detail"]
-        equity, maintenance = Decimal(detail["equity"]), Decimal(detail["maintenance_margin"])
-        require(equity < maintenance, f"liquidated with an equity of {equity} over {maintenance}")
-        prices = {closed["symbol"]: Decimal(closed["price"]) for closed in detail["positions"]}
-        require(prices, "a liquidation that closed nothing")
-        if prices.keys() == self.holdings.keys():
-            same("equity of the liquidation", equity, self.equity(prices))
-            same("maintenance margin of the liquidation", maintenance, self.maintenance_margin(prices))
+    def _liquidate(self, body: Mapping[str, Any], marks: Mapping[str, SeenMark]) -> None:
+        """Work out what a liquidation at these marks has to be, do that, and compare the whole record with it."""
+        missing = sorted(self.holdings.keys() - marks.keys())
+        require(not missing, f"liquidated without a mark of {missing}")
+        expected: dict[str, object] = {"rules": 1, "inputs": self._decided_on(marks, body["at_us"])}
+        worth = {symbol: marks[symbol].worth(held.quantity) for symbol, held in self.holdings.items()}
+        equity, margin = self.equity(worth), self.maintenance_margin(worth)
+        require(equity < margin, f"liquidated with an equity of {equity} over {margin}")
+        fresh = [symbol for symbol in self.holdings if marks[symbol].stamp_us]
+        # All have one rate, so the largest margin is that of the largest notional.
+        fresh.sort(key=lambda symbol: (-abs(self.holdings[symbol].quantity) * worth[symbol], symbol))
+        share = Fraction(equity) / Fraction(self.notional(worth))
         lines = {"cash": Decimal(0), "house_pnl": Decimal(0), "rounding": Decimal(0)}
-        for closed in detail["positions"]:
-            held = self.holdings[closed["symbol"]]
-            same("quantity closed", closed["quantity"], held.quantity)
-            realised, gain = self.fill(closed["symbol"], -held.quantity, prices[closed["symbol"]])
-            same("realised P&L of a closed position", closed["realised_pnl"], realised)
-            self.balance += realised
-            lines["cash"] += realised
-            lines["house_pnl"] -= gain
-            lines["rounding"] += gain - realised
-        shortfall = Decimal(0) if self.holdings else max(Decimal(0), -self.balance)
-        same("shortfall", detail["shortfall"], shortfall)
-        self.balance += shortfall
-        lines["cash"] += shortfall
+        positions = []
+        for symbol in fresh:
+            lacking = (1 + _BUFFER) * self.maintenance_margin(worth) - self.equity(worth)
+            if lacking > 0:
+                positions.append(self._close(symbol, marks[symbol], body["at_us"], lacking, share, lines))
+        require(positions, "a liquidation that closed nothing")
+        debt = Decimal(0) if self.holdings else max(Decimal(0), -self.balance)
+        # Whatever is missing beyond equity is dust, and comes back from where it went.
+        shortfall = min(debt, _ceiling(Fraction(max(Decimal(0), -equity))))
+        self.balance += debt
+        lines["cash"] += debt
+        lines["rounding"] -= debt - shortfall
+        answered = {
+            "equity": equity,
+            "maintenance_margin": margin,
+            "equity_after": self.equity(worth),
+            "maintenance_margin_after": self.maintenance_margin(worth),
+            "reason": "EQUITY_BELOW_MAINTENANCE",
+            "fee": Decimal(0),
+            "shortfall": shortfall,
+            "positions": positions,
+        }
+        _compare_all("liquidation", body["detail"], {**answered, **expected})
+        _compare_all("answer", body["result"], {"account_id": body["account_id"], **answered})
         self._expect_lines(body, {**lines, "uncovered": -shortfall})
+        self._count(positions, shortfall, stale=len(fresh) < len(worth))
+
+    def _close(
+        self,
+        symbol: str,
+        mark: SeenMark,
+        at_us: int,
+        lacking: Decimal,
+        share: Fraction,
+        lines: dict[str, Decimal],
+    ) -> dict[str, object]:
+        """Close as few lots as make up for what is lacking, each of which frees so much of the target, or all."""
+        held, price = self.holdings[symbol], mark.price
+        size = abs(held.quantity)
+        freed_by_lot = Fraction((1 + _BUFFER) * _MAINTENANCE_RATE * price * _LOT)
+        quantity = min(size, -(-Fraction(lacking) // freed_by_lot) * _LOT)
+        if size - quantity < _LOT or (size - quantity) * price < _REMAINING_NOTIONAL_MIN:
+            quantity = size
+        closed = quantity if held.quantity > 0 else -quantity
+        realised, gain = self.fill(symbol, -closed, price)
+        self.balance += realised
+        lines["cash"] += realised
+        lines["house_pnl"] -= gain
+        lines["rounding"] += gain - realised
+        away = Fraction(price) * share
+        bankrupt = _ceiling(Fraction(price) - away) if held.quantity > 0 else _floor(Fraction(price) + away)
+        return {
+            "symbol": symbol,
+            "quantity": closed,
+            "remaining": held.quantity - closed,
+            "entry_price": Decimal(round(Fraction(held.cost) / Fraction(held.quantity) * _UNITS)).scaleb(-8),
+            "price": price,
+            "mark_age_s": mark.age_s(at_us),
+            "bankruptcy_price": bankrupt if bankrupt > 0 else None,
+            "realised_pnl": realised,
+            "fee": Decimal(0),
+        }
+
+    def _decided_on(self, marks: Mapping[str, SeenMark], at_us: int) -> dict[str, object]:
+        """Say what a liquidation was decided on: this account, these marks, and the rules of symbols without any."""
+        return {
+            "balance": self.balance,
+            "positions": {
+                symbol: {"quantity": held.quantity, "entry_cost": held.cost} for symbol, held in self.holdings.items()
+            },
+            "marks": {symbol: dataclasses.asdict(marks[symbol]) for symbol in self.holdings},
+            "instruments": {symbol: _terms(symbol) for symbol in self.holdings},
+            "now_us": at_us,
+            "buffer": _BUFFER,
+            "remaining_notional_min": _REMAINING_NOTIONAL_MIN,
+        }
+
+    def _count(self, closed: list[dict[str, object]], shortfall: Decimal, *, stale: bool) -> None:
+        self.tally["partial" if self.holdings else "whole"] += 1
+        self.tally["shortfall"] += shortfall > 0
+        self.tally["whole, and paid"] += not self.holdings and not shortfall
+        self.tally["whole, then part of the next"] += len(closed) > 1 and closed[-1]["remaining"] != 0
+        self.tally["with a stale mark"] += stale
+
+    def _warn(self, body: Mapping[str, Any], marks: Mapping[str, SeenMark]) -> None:
+        """Nothing changes; the account has reached the level. Marks may have gone on to where it is liquidated next."""
+        prices = {symbol: marks[symbol].price for symbol in self.holdings}
+        stale = [symbol for symbol in self.holdings if not marks[symbol].stamp_us]
+        require(not stale, f"a warning at stale marks of {stale}")
+        equity, margin = self.equity(prices), self.maintenance_margin(prices)
+        require(equity * _WARNING_PCT < margin * 100, f"a warning at an equity of {equity} over {margin}")
+        require(equity >= margin, f"a warning instead of a liquidation at an equity of {equity} under {margin}")
+        share = Fraction(margin) / Fraction(equity) if equity > 0 else None
+        told = {
+            "equity": equity,
+            "maintenance_margin": margin,
+            "margin_utilisation_pct": None if share is None else Decimal(round(share * 10_000)).scaleb(-2),
+            "warning_pct": _WARNING_PCT,
+            "marks": prices,
+        }
+        _compare_all("warning", body["detail"], told)
+        _compare_all("answer", body["result"], {"account_id": body["account_id"], **told})
+        self._expect_lines(body, {})
+        self.tally["warned"] += 1
+
+    def _deleverage(self, body: Mapping[str, Any]) -> None:
+        """Close some of a position at another's bankruptcy price; the fund receives what the house does not keep."""
+        detail = body["detail"]
+        (closed,) = detail["positions"]
+        symbol, price, quantity = closed["symbol"], Decimal(closed["price"]), Decimal(closed["quantity"])
+        held, received = self.holdings[symbol].quantity, Decimal(detail["received"])
+        require(quantity * held > 0 and abs(quantity) <= abs(held), f"{quantity} of {held} {symbol} were deleveraged")
+        same("what a deleveraging left", closed["remaining"], held - quantity)
+        liquidated_at = Decimal(detail["liquidation_price"])
+        bankrupt_at = Decimal(closed["bankruptcy_price"])
+        gap = (bankrupt_at - liquidated_at) * (-1 if quantity > 0 else 1)
+        require(gap > 0, f"deleveraged against a bankruptcy price of {bankrupt_at}, liquidated at {liquidated_at}")
+        worst = (min if quantity > 0 else max)(bankrupt_at, Decimal(detail["mark_price"]))
+        same("price of a deleveraging", price, worst)
+        realised, gain = self.fill(symbol, -quantity, price)
+        same("realised P&L of a deleveraging", closed["realised_pnl"], realised)
+        self.balance += realised
+        house = -gain - abs(quantity) * gap
+        rounding = gain - realised + abs(quantity) * gap - received
+        lines = {"cash": realised, "house_pnl": house, "rounding": rounding, "insurance": received}
+        self._expect_lines(body, lines)
 
     def fill(self, symbol: str, traded: Decimal, price: Decimal) -> tuple[Decimal, Decimal]:
         """Fill and answer what is realised and what leaves the position."""
@@ -216,5 +377,41 @@ def _sign(side: str) -> Decimal:
 
 def _floor(value: Fraction) -> Decimal:
     """Round towards minus infinity to 8 decimals: what is credited."""
-    scaled = value * _UNITS
-    return Decimal(scaled.numerator // scaled.denominator).scaleb(-8)
+    return Decimal(value * _UNITS // 1).scaleb(-8)
+
+
+def _ceiling(value: Fraction) -> Decimal:
+    return -_floor(-value)
+
+
+def _terms(symbol: str) -> dict[str, object]:
+    """Return the rules of a symbol that was never configured, as they stand in records."""
+    tier = {"notional_cap": None, "initial_rate": _INITIAL_RATE, "maintenance_rate": _MAINTENANCE_RATE}
+    return {
+        "symbol": symbol,
+        "tiers": [tier],
+        "taker_fee": Decimal(0),
+        "price_band": _PRICE_BAND,
+        "lot_size": _LOT,
+        "min_quantity": _LOT,
+        "liquidation_fee_cap": Decimal(0),
+        "mark_max_age_s": None,
+        "version": 0,
+    }
+
+
+def _compare_all(name: str, found: Any, expected: object) -> None:
+    """Compare a record with what it should be, figure by figure, to the last field; amounts stand in it as texts."""
+    if isinstance(expected, Decimal):
+        require(isinstance(found, str), f"{name} is {found!r}, which is no amount")
+        same(name, found, expected)
+    elif isinstance(expected, dict):
+        require(found.keys() == expected.keys(), f"{name} has {sorted(found)}, and should have {sorted(expected)}")
+        for key, value in expected.items():
+            _compare_all(f"{name}.{key}", found[key], value)
+    elif isinstance(expected, list):
+        require(len(found) == len(expected), f"{name} has {len(found)} entries, and should have {len(expected)}")
+        for place, value in enumerate(expected):
+            _compare_all(f"{name}[{place}]", found[place], value)
+    else:
+        require(found == expected, f"{name} is {found!r}, and should be {expected!r}")

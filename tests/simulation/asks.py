@@ -25,6 +25,7 @@ class Kind(StrEnum):
     DEPOSIT = "DEPOSIT"
     WITHDRAWAL = "WITHDRAWAL"
     TRADE = "TRADE"
+    CONTRIBUTION = "CONTRIBUTION"
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -52,6 +53,8 @@ class Ask:
                 return await engine.funds.deposit(self.account_id, self.amount, key=self.key, caller=_CALLER)
             case Kind.WITHDRAWAL:
                 return await engine.funds.withdraw(self.account_id, self.amount, key=self.key, caller=_CALLER)
+            case Kind.CONTRIBUTION:
+                return await engine.funds.contribute(self.account_id, self.amount, key=self.key, caller=_CALLER)
             case Kind.TRADE:
                 order = Order(self.account_id, self.symbol, Side(self.side), self.amount, self.price)
                 return await engine.trading.trade(order, key=self.key, caller=_CALLER)

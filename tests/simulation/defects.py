@@ -10,6 +10,13 @@ import uuid
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from margin.domain.decimals import quotient_up
+from margin.domain.event import EventType
+from margin.domain.ledger import LedgerAccount, LedgerLine, balanced, fill_lines
+from margin.domain.liquidation import LiquidationPolicy, liquidate
+from margin.domain.liquidation_record import liquidation_record
+from margin.domain.position import Side, apply_fill
+from margin.domain.risk import liquidation_assessment
 from margin.errors import RedisRefusedError, RedisUnavailableError
 from margin.services.drain import DrainReport, DrainService
 from margin.services.healing import HealingService
@@ -20,7 +27,10 @@ from tests.simulation.engine import SOUND, Parts
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from margin.domain.account import Account
     from margin.domain.event import StoredEvent
+    from margin.domain.liquidation import ClosedPosition, LiquidationResult
+    from margin.domain.market import Market
     from margin.ports import AccountLoad, Commit, Loaded
 
 
@@ -131,6 +141,83 @@ class _CreditsTooMuch(Journal):
         return super()._build(request, key, view, dataclasses.replace(decision, account=account))
 
 
+class _LiquidatesOtherwise(Journal):
+    """Liquidates by another rule, and records that consistently, as an engine with a mistake in that rule would."""
+
+    def _build(self, request: Any, key: str, view: Any, decision: Any) -> Commit:
+        if decision.type is EventType.LIQUIDATION:
+            decision = self._decide_otherwise(view.account, view.market, decision)
+        return super()._build(request, key, view, decision)
+
+    def _decide_otherwise(self, account: Account, market: Market, decision: Any) -> Any:
+        policy = LiquidationPolicy()
+        right = liquidate(account, market, policy)
+        assert right is not None
+        after, lines, closed = account, [], []
+        for one, quantity in self._closings(account, market, right):
+            held = after.positions[one.symbol]
+            side = Side.SELL if held.quantity > 0 else Side.BUY
+            fill = apply_fill(held, one.symbol, side, quantity, one.price)
+            after = after.with_position(one.symbol, fill.position).with_balance_change(fill.realised_pnl)
+            lines += fill_lines(fill)
+            remaining = Decimal(0) if fill.position is None else fill.position.quantity
+            done = {"quantity": held.quantity - remaining, "remaining": remaining, "realised_pnl": fill.realised_pnl}
+            closed.append(dataclasses.replace(one, **done))
+        shortfall = Decimal(0) if after.positions else max(Decimal(0), -after.balance)
+        lines += [LedgerLine(LedgerAccount.CASH, shortfall), LedgerLine(LedgerAccount.UNCOVERED, -shortfall)]
+        after = after.with_balance_change(shortfall)
+        wrong = dataclasses.replace(
+            right,
+            account=after,
+            after=liquidation_assessment(after, market),
+            closed=tuple(closed),
+            shortfall=shortfall,
+            ledger_lines=balanced(lines),
+        )
+        record = liquidation_record(account, market, policy, wrong)
+        answer = {name: record.get(name, value) for name, value in decision.result.items()}
+        return dataclasses.replace(
+            decision, account=after, ledger_lines=wrong.ledger_lines, detail=record, result=answer
+        )
+
+    def _closings(
+        self, account: Account, market: Market, right: LiquidationResult
+    ) -> list[tuple[ClosedPosition, Decimal]]:
+        raise NotImplementedError
+
+
+class _ClosesOneLotTooFew(_LiquidatesOtherwise):
+    """Rounds the quantity to close down to the lot."""
+
+    def _closings(
+        self, account: Account, market: Market, right: LiquidationResult
+    ) -> list[tuple[ClosedPosition, Decimal]]:
+        lots = {one.symbol: market.instrument(one.symbol).lot_size if one.remaining else 0 for one in right.closed}
+        closings = [(one, abs(one.quantity) - lots[one.symbol]) for one in right.closed]
+        return [(one, quantity) for one, quantity in closings if quantity > 0]
+
+
+class _ClosesTheSmallestFirst(_LiquidatesOtherwise):
+    """Closes as much notional as is needed, but begins with the position that has the smallest margin."""
+
+    def _closings(
+        self, account: Account, market: Market, right: LiquidationResult
+    ) -> list[tuple[ClosedPosition, Decimal]]:
+        by_symbol = {one.symbol: one for one in right.closed}
+        needed = sum((abs(one.quantity) * one.price for one in right.closed), start=Decimal(0))
+        closings = []
+        fresh = [held for held in account.positions.values() if not market.is_stale(held.symbol)]
+        for held in sorted(fresh, key=lambda held: held.notional(market.mark_price(held.symbol))):
+            price = market.mark_price(held.symbol)
+            quantity = min(abs(held.quantity), quotient_up(needed, price))
+            template = by_symbol.get(held.symbol, right.closed[0])
+            one = dataclasses.replace(template, symbol=held.symbol, price=price, entry_price=held.entry_price)
+            if quantity > 0:
+                closings.append((one, quantity))
+            needed = max(Decimal(0), needed - quantity * price)
+        return closings
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Defect:
     """A defective engine, in which weather and mode it shows, and a seed from which on to look."""
@@ -151,11 +238,13 @@ DEFECTS = {
     "acknowledges before history has it": Defect(_with(journal=_AcknowledgesEarly), "showers"),
     "commits again without asking": Defect(_with(journal=_CommitsBlindly), "storm"),
     "replays without history": Defect(_with(journal=_ReplaysWithoutHistory), "showers"),
-    "heals what another has healed": Defect(_with(healed_accounts=_LoadsWhateverWaits), "time machine"),
+    "heals what another has healed": Defect(_with(healed_accounts=_LoadsWhateverWaits), "time machine", seed=20),
     "heals nobody": Defect(_with(healing=_HealsNobody), "time machine", seed=4),
     "opens without draining": Defect(_with(opening_drain=_DrainsNothing), "flickering history", seed=2),
     "drains the first event only": Defect(_with(drain=_DrainsTheFirstOnly), "storm", drains=True),
     "opens over what was not drained": Defect(_with(opening=_KeepsWhatWaits), "flickering history"),
-    "passes every fence": Defect(_with(journal=_PassesEveryFence), "flickering history", drains=True, seed=150),
+    "passes every fence": Defect(_with(journal=_PassesEveryFence), "flickering history", drains=True, seed=33),
+    "closes one lot too few": Defect(_with(journal=_ClosesOneLotTooFew), "calm"),
+    "closes the wrong position first": Defect(_with(journal=_ClosesTheSmallestFirst), "calm"),
     "credits too much": Defect(_with(journal=_CreditsTooMuch), "calm"),
 }

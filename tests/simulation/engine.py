@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from margin.domain.margin_warning import MarginWarnings
 from margin.services.controls import ControlService
 from margin.services.drain import DrainService
 from margin.services.former_layout import FormerLayoutService
@@ -13,6 +15,7 @@ from margin.services.healing import HealingService
 from margin.services.journal import Journal
 from margin.services.layout import Layout
 from margin.services.liquidation import LiquidationService
+from margin.services.margin_warning import MarginWarningService
 from margin.services.mark_records import MarkRecordService
 from margin.services.marks import MarkPriceService
 from margin.services.opening import OpeningService
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from margin.domain.event import AcknowledgedBy
     from margin.services.drain import DrainReport
 
+WARNINGS = MarginWarnings(Decimal(80))
+"""From the utilisation on that deployments have by default."""
 
 _PAGE = 2
 """So few accounts that an opening has several pages to be broken off between."""
@@ -60,11 +65,14 @@ class Engine(Process):
         self.healing = parts.healing(parts.healed_accounts(reached.accounts), reached.market)
         journal = self._journal(reached.accounts, self.healing)
         self.controls = ControlService(reached.switch_records, reached.switches)
-        self.liquidations = LiquidationService(reached.accounts, reached.market, journal)
+        self.liquidations = LiquidationService(reached.accounts, reached.market, journal, warnings=WARNINGS)
+        self.warnings = MarginWarningService(reached.accounts, journal, WARNINGS, self.liquidations)
         self.trading = TradingService(journal, self.liquidations)
         self.funds = FundsService(journal, self.liquidations)
-        self.marks = MarkPriceService(reached.market, self.liquidations, crossed_inline_max=100, crossed_queued_max=0)
-        self.scans = ScanService(reached.accounts, reached.market, self.liquidations, sweep_cycle_s=0)
+        self.marks = MarkPriceService(
+            reached.market, self.liquidations, self.warnings, crossed_inline_max=100, crossed_queued_max=0
+        )
+        self.scans = ScanService(reached.accounts, reached.market, self.liquidations, self.warnings, sweep_cycle_s=0)
         self.mark_records = MarkRecordService(reached.market, reached.history)
         self.drain = parts.drain(reached.accounts, reached.history, journal, self.healing, self.controls)
         layout = self._layout(stores.redis.partitions)
@@ -88,6 +96,7 @@ class Engine(Process):
             healing,
             idempotency_ttl_s=KEY_TTL_S,
             acknowledged_by=self._acknowledged_by,
+            warnings=WARNINGS,
         )
 
     def _layout(self, partitions: int) -> Layout:

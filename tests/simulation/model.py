@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections import defaultdict
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.arithmetic import Book, WrongError, require, same
+from tests.simulation.arithmetic import Book, SeenMark, WrongError, require, same
 from tests.simulation.asks import Kind
 from tests.simulation.stores import KEY_TTL_S
 
@@ -101,6 +102,8 @@ class Model:
         self.disturbances = 0
         self.resurrected = 0
         self.verified = 0
+        self._marks_from_us: list[int] = []
+        self._marks: list[dict[str, SeenMark]] = []
 
     # What the simulation tells.
 
@@ -122,6 +125,29 @@ class Model:
                 account_id for account_id in {*before, *after} if before.get(account_id) != after.get(account_id)
             )
         self._seen.clear()
+        self._note_marks()
+
+    @property
+    def liquidations(self) -> Counter[str]:
+        """Count the liquidations in history, by what they were like."""
+        return sum((chain.book.tally for chain in self.chains.values()), start=Counter())
+
+    # Which marks were in force when.
+
+    def _note_marks(self) -> None:
+        """Look at the marks, which no step changes twice."""
+        marks = {
+            symbol: SeenMark(mark.price, mark.stamp_us, mark.observed_us)
+            for symbol, mark in self._stores.redis.marks.items()
+        }
+        if not self._marks or self._marks[-1] != marks:
+            self._marks_from_us.append(self._stores.clock.now_us)
+            self._marks.append(marks)
+
+    def _marks_at(self, at_us: int) -> Mapping[str, SeenMark]:
+        """Marks that a read at this time has found: those that the last step before it has left."""
+        place = bisect_left(self._marks_from_us, at_us)
+        return self._marks[place - 1] if place else {}
 
     # What must be true after every step.
 
@@ -132,6 +158,7 @@ class Model:
         ------
         WrongError
         """
+        self._note_marks()
         redis, history = self._stores.redis, self._stores.history
         for account_id, links in history.chains.items():
             chain = self.chains[account_id]
@@ -181,7 +208,7 @@ class Model:
         for earlier_us, earlier_id in chain.by_key[body["key"]]:
             self._allow_key_again(place, body, earlier_us, earlier_id)
         chain.by_key[body["key"]].append((body["at_us"], event_id))
-        chain.book.apply(body)
+        chain.book.apply(body, self._marks_at(body["at_us"]))
         chain.ids.append(event_id)
         chain.hashes.append(hashed)
         chain.by_id[event_id] = body
@@ -211,7 +238,7 @@ class Model:
                 require(body["n"] == ids + 1, f"{place} is number {body['n']}, history is at {ids}")
                 require(body["previous_event_id"] == last_id, f"{place} does not follow {last_id}")
                 require(body["previous_hash"] == hashes[-1], f"{place} does not follow by its hash")
-                book.apply(body)
+                book.apply(body, self._marks_at(body["at_us"]))
                 ids, last_id = ids + 1, event.event_id
                 hashes.append(hashed)
             require(

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 ACCOUNTS = (1, 2, 3, 4, 5, 6, 7)
+SMALL = 7
+"""The account that has so little that what would be left of a position is closed, too."""
+
 SYMBOLS = {"BTC-PERP": Decimal(50_000), "ETH-PERP": Decimal(2_000)}
 _CLIENTS = 6
 _PROCESSES = 3
@@ -42,6 +45,8 @@ _OF_ACCOUNTS = ("accounts", "pending", "pending_since_us", "keys", "blocked")
 
 _CROWD = 5
 _CENT = Decimal("0.01")
+_UNIT = Decimal("0.00000001")
+_SMALLER_BY = {Kind.TRADE: 4_000, Kind.DEPOSIT: 40_000, Kind.WITHDRAWAL: 40_000, Kind.CONTRIBUTION: 40_000}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,7 @@ class Finished:
     resurrected: int
     replies: Counter[str]
     mishaps: Counter[str]
+    liquidations: Counter[str]
 
 
 def simulate(plan: Plan, parts: Parts = SOUND) -> Finished:
@@ -138,6 +144,7 @@ class _Simulation:
             self._model.resurrected,
             self._replies,
             self._stores.happened,
+            self._model.liquidations,
         )
 
     def story(self, error: BaseException) -> str:
@@ -184,6 +191,7 @@ class _Simulation:
             (90, self._trade),
             (24, self._deposit),
             (20, self._withdraw),
+            (4, self._contribute),
             (14, self._ask_again),
             (4, self._reuse_key),
             (14, self._mark),
@@ -205,15 +213,24 @@ class _Simulation:
         if self._chance.random() < 0.03:
             price *= 2
         size = Decimal(10) ** self._chance.choice([1, 2, 3, 3, 4, 4]) * self._chance.randint(1, 30)
-        quantity = max(Decimal("0.00000001"), (size / price).quantize(Decimal("0.00000001")))
+        quantity = max(_UNIT, (size / price).quantize(_UNIT))
         side = self._chance.choice(["BUY", "SELL"])
-        await self._insist(self._ask(Kind.TRADE, quantity, symbol=symbol, side=side, price=price))
+        await self._insist(self._scaled(self._ask(Kind.TRADE, quantity, symbol=symbol, side=side, price=price)))
 
     async def _deposit(self) -> None:
-        await self._insist(self._ask(Kind.DEPOSIT, Decimal(self._chance.randint(1, 3_000_000)) / 100))
+        await self._insist(self._scaled(self._ask(Kind.DEPOSIT, Decimal(self._chance.randint(1, 3_000_000)) / 100)))
+
+    @staticmethod
+    def _scaled(ask: Ask) -> Ask:
+        if ask.account_id == SMALL:
+            ask.amount = max(_UNIT, (ask.amount / _SMALLER_BY[ask.kind]).quantize(_UNIT))
+        return ask
 
     async def _withdraw(self) -> None:
-        await self._insist(self._ask(Kind.WITHDRAWAL, Decimal(self._chance.randint(1, 2_000_000)) / 100))
+        await self._insist(self._scaled(self._ask(Kind.WITHDRAWAL, Decimal(self._chance.randint(1, 2_000_000)) / 100)))
+
+    async def _contribute(self) -> None:
+        await self._insist(self._scaled(self._ask(Kind.CONTRIBUTION, Decimal(self._chance.randint(1, 200_000)) / 100)))
 
     async def _ask_again(self) -> None:
         """Send what was sent before, perhaps long ago, perhaps by a client that still is about it."""

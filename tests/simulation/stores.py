@@ -216,8 +216,10 @@ class RemoteHistory(Remote):
 
 
 def _copy(kept: Any) -> Any:
-    """Copy a dictionary of the fake with those of its values that change in place."""
+    """Copy a dictionary of the fake with those of its values that change in place, or a set."""
     copied = copy.copy(kept)
+    if not isinstance(copied, dict):
+        return copied
     for name, value in copied.items():
         if isinstance(value, list):
             copied[name] = list(value)

@@ -24,6 +24,7 @@ ALARMING_METRICS = {
     "MarkAgeS",
     "ReconcileAgeS",
     "ReconcileDifferences",
+    "UncoveredShortfallsQuote",
 }
 REQUIRED_ALARMS = {
     ("AWS/ApiGateway", "5xx"),
@@ -92,6 +93,7 @@ def test_scheduled_work_is_retried_and_its_failures_are_kept(deployed: Document)
     assert {name: schedule["ScheduleExpression"] for name, schedule in schedules.items()} == {
         "LiquidationScanFunctionEveryMinute": "rate(1 minute)",
         "JournalDrainFunctionEveryMinute": "rate(1 minute)",
+        "SettleFunctionEveryMinute": "rate(1 minute)",
         "ReconcileFunctionRegularly": {"Ref": "ReconcileSchedule"},
     }
     for name, schedule in schedules.items():
@@ -161,7 +163,7 @@ def test_every_scheduled_function_has_alarms_for_failure_and_silence(
 
 def test_silence_of_a_schedule_counts_as_failure(alarms: dict[str, Document]) -> None:
     silent = [alarm for alarm in alarms.values() if alarm.get("MetricName") == "Invocations"]
-    assert [alarm["TreatMissingData"] for alarm in silent] == ["breaching"] * 3
+    assert [alarm["TreatMissingData"] for alarm in silent] == ["breaching"] * 4
 
 
 def test_every_required_alarm_is_there(alarms: dict[str, Document]) -> None:

@@ -41,6 +41,7 @@ USES = {
     "MarkPriceFunction": {STATE, HISTORY, "sqs:SendMessage"},
     "PositionsFunction": {STATE},
     "MarginReportFunction": {STATE},
+    "RiskFunction": {STATE, HISTORY},
     "HistoryFunction": {HISTORY},
     "AccountsFunction": {STATE, HISTORY},
     "ControlsFunction": {STATE, HISTORY},
@@ -48,6 +49,7 @@ USES = {
     "LiquidationScanFunction": {STATE, HISTORY, "sqs:SendMessage"},
     "JournalDrainFunction": {STATE, HISTORY, "sqs:SendMessage"},
     "ReconcileFunction": {STATE, HISTORY, "sqs:SendMessage"},
+    "SettleFunction": {STATE, HISTORY, "sqs:SendMessage"},
     "LiquidateFunction": {
         STATE,
         HISTORY,

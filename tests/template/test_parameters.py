@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from margin.config import SettingError, Settings
 from tests.template import documents
 from tests.template.documents import Evaluation
 
@@ -75,6 +77,32 @@ def test_settings_of_the_cli_name_parameters_that_exist(
                 parameter = template["Parameters"][name]
                 assert value in map(str, parameter.get("AllowedValues", [value])), f"{environment} {command} {name}"
                 assert re.fullmatch(parameter.get("AllowedPattern", ".*"), value), f"{environment} {command} {name}"
+
+
+AMOUNTS = {"LiquidationBuffer", "LiquidationRemainingNotionalMin"}
+NUMBERS = [
+    *("0", "0.0", "0.00000000", "0.00000001", "0.000000001", "0.1", "1", "10", "9.99999999", "9.999999999"),
+    *("80", "99.99999999", "99.999999999", "100", "100.0", "100.00000000", "100.00000001", "101", "1000"),
+    *("999999", "999999.99999999", "999999.999999999", "1000000", "1000000.0", "10000000", "-1", "-0.00000001"),
+    *("", " ", "ten", "NaN", "Infinity", "0,1", "1.", "1..0"),
+]
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+@pytest.mark.parametrize("name", [*sorted(AMOUNTS), "MarginWarningPct"])
+def test_number_is_refused_by_the_deployment_where_the_functions_would_not_start_with_it(
+    template: Document, name: str, value: str
+) -> None:
+    variable = re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper()
+    parameter = template["Parameters"][name]
+    try:
+        settings = Settings.from_environment({variable: value})
+    except SettingError:
+        starts = False
+    else:
+        starts = getattr(settings, variable.lower()) == Decimal(value)
+    # A full stop must be followed by something, which the setting does not want.
+    assert bool(re.fullmatch(parameter["AllowedPattern"], value)) is (starts and value != "1.")
 
 
 @pytest.mark.parametrize("environment", ["dev", "prod"])

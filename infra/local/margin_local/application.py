@@ -10,6 +10,7 @@ import history_api
 import margin_report_api
 import mark_price_api
 import positions_api
+import risk_api
 import status_api
 import trade_api
 from margin import __version__
@@ -33,6 +34,7 @@ def make_application(*, title: str = "Margin", version: str = __version__) -> Fa
         positions_api.router,
         mark_price_api.router,
         margin_report_api.router,
+        risk_api.router,
         history_api.router,
         accounts_api.router,
         controls_api.router,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import journal_drain_handler
 import liquidation_scan_handler
 import reconcile_handler
+import settle_handler
 from margin import time_budget
 from margin.errors import MarginError, UnavailableError
 from margin.observability import flush_metrics, logger
@@ -24,6 +25,7 @@ SCHEDULED: Mapping[str, tuple[float, Callable[[dict[str, Any]], Awaitable[object
     "liquidation_scan": (10.0, liquidation_scan_handler.scan),
     "journal_drain": (5.0, journal_drain_handler.drain),
     "reconcile": (60.0, reconcile_handler.reconcile),
+    "settle": (10.0, settle_handler.settle),
 }
 WATCH_EVERY_S = 0.5
 

@@ -7,6 +7,7 @@ variable.
 from __future__ import annotations
 
 import dataclasses
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 PARTITIONS_MAX = 1024
 HISTORY_INLINE = "inline"
 HISTORY_DRAIN = "drain"
+
+_POLICY_MAX = 1_000_000
+_PERCENT_MAX = 100
+_DECIMALS_MAX = 8
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"", "0", "false", "no", "off"})
@@ -71,6 +76,10 @@ class Settings:
     crossed_inline_max: int = 100
     sweep_cycle_s: int = 900
     crossed_queued_max: int = 10_000
+    liquidation_buffer: Decimal = Decimal("0.1")
+    liquidation_remaining_notional_min: Decimal = Decimal(10)
+    margin_warning_pct: Decimal = Decimal(80)
+    auto_deleveraging: bool = True
     report_ttl_s: int = 300
     report_accounts_max: int = 50_000
 
@@ -97,6 +106,15 @@ class Settings:
             raise SettingError(message)
         if settings.sweep_cycle_s < 0:
             message = "SWEEP_CYCLE_S must be zero (all accounts at each scan) or above"
+            raise SettingError(message)
+        for name in ("liquidation_buffer", "liquidation_remaining_notional_min"):
+            if not 0 <= getattr(settings, name) < _POLICY_MAX:
+                message = f"{name.upper()} must be zero or above, and below {_POLICY_MAX}"
+                raise SettingError(message)
+        if not 0 < settings.margin_warning_pct <= _PERCENT_MAX:
+            message = (
+                f"MARGIN_WARNING_PCT must be above 0, and at most {_PERCENT_MAX}, which is where liquidation begins"
+            )
             raise SettingError(message)
         for name in ("redis_timeout_s", "postgres_connect_timeout_s", "postgres_timeout_s", "idempotency_ttl_s"):
             if getattr(settings, name) <= 0:
@@ -125,6 +143,18 @@ def _seconds(name: str, value: str) -> float:
         raise SettingError(message) from None
 
 
+def _decimal(name: str, value: str) -> Decimal:
+    try:
+        number = Decimal(value)
+    except InvalidOperation:
+        number = Decimal("NaN")
+    exponent = number.as_tuple().exponent
+    if not isinstance(exponent, int) or exponent < -_DECIMALS_MAX:
+        message = f"{name} must be a number with at most {_DECIMALS_MAX} decimals, for example {name}=0.1"
+        raise SettingError(message)
+    return number
+
+
 def _switch(name: str, value: str) -> bool:
     if value.lower() in _TRUE:
         return True
@@ -138,5 +168,6 @@ _READERS: dict[str, Callable[[str, str], object]] = {
     "str": _text,
     "int": _integer,
     "float": _seconds,
+    "Decimal": _decimal,
     "bool": _switch,
 }

@@ -4,6 +4,7 @@
 
     MarginError
     ├── InvalidRequestError      422  the request is malformed; names the field
+    │   └── FutureTimestampError
     ├── RefusedError             400  understood and refused by a rule
     │   ├── InsufficientMarginError
     │   ├── OutsidePriceBandError
@@ -21,7 +22,8 @@
     │   ├── IdempotencyKeyReusedError
     │   ├── ContentionError
     │   ├── EventsBlockedError
-    │   └── HistoryForkError
+    │   ├── HistoryForkError
+    │   └── OlderMarkPriceError
     └── UnavailableError         503  with Retry-After
         ├── StateNotLoadedError
         │   ├── OpeningUnderWayError
@@ -74,6 +76,14 @@ class InvalidRequestError(MarginError):
     def __init__(self, detail: str, field: str | None = None) -> None:
         super().__init__(detail)
         self.field = field
+
+
+class FutureTimestampError(InvalidRequestError):
+    """A price says that it is from a moment that is yet to come."""
+
+    def __init__(self, detail: str, symbol: str = "") -> None:
+        super().__init__(detail, "timestamp")
+        self.symbol = symbol
 
 
 class RefusedError(MarginError):
@@ -208,6 +218,13 @@ class HistoryForkError(ConflictError):
     code = "HISTORY_FORK"
     title = "Undone, retry"
     retryable = True
+
+
+class OlderMarkPriceError(ConflictError):
+    """A price says that it is older than the one that is stored; no price of the call was stored."""
+
+    code = "OLDER_MARK_PRICE"
+    title = "Older than the stored mark price"
 
 
 class UnavailableError(MarginError):

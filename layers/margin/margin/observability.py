@@ -31,6 +31,9 @@ class MetricName(StrEnum):
     LIQUIDATION_MISSES = "LiquidationMisses"
     LIQUIDATION_SHORTFALLS = "LiquidationShortfalls"
     LIQUIDATIONS_PUT_OFF = "LiquidationsPutOff"
+    MARGIN_WARNINGS = "MarginWarnings"
+    SETTLEMENTS = "Settlements"
+    DELEVERAGINGS = "Deleveragings"
     MARK_PRICES = "MarkPrices"
     ACCOUNTS_EVALUATED = "AccountsEvaluated"
     HISTORY_PENDING = "HistoryPending"
@@ -48,6 +51,8 @@ class GaugeName(StrEnum):
     HISTORY_PENDING_AGE = "HistoryPendingAgeS"
     MARK_AGE = "MarkAgeS"
     INSURANCE_FUND_DEFICIT = "InsuranceFundDeficit"
+    INSURANCE_FUND_BALANCE = "InsuranceFundBalanceQuote"
+    UNCOVERED_SHORTFALLS = "UncoveredShortfallsQuote"
     RECONCILE_AGE = "ReconcileAgeS"
 
 

@@ -19,6 +19,8 @@ from margin.clients.credentials import postgres_password
 from margin.clients.market_redis import MarketRedisClient
 from margin.config import HISTORY_DRAIN, Settings
 from margin.domain.event import AcknowledgedBy
+from margin.domain.liquidation import LiquidationPolicy
+from margin.domain.margin_warning import MarginWarnings
 from margin.services.healing import HealingService
 from margin.services.journal import Journal
 from margin.services.liquidation import LiquidationService
@@ -28,13 +30,16 @@ if TYPE_CHECKING:
     from margin.clients.control_postgres import ControlPostgresClient
     from margin.clients.partition_redis import PartitionRedisClient
     from margin.clients.postgres import PostgresClient
+    from margin.clients.settlement_postgres import SettlementPostgresClient
     from margin.services.controls import ControlService
     from margin.services.drain import DrainService
     from margin.services.funds import FundsService
     from margin.services.health import HealthService
     from margin.services.history import HistoryService
+    from margin.services.insurance_fund import InsuranceFundService
     from margin.services.layout import Layout
     from margin.services.margin import MarginService
+    from margin.services.margin_warning import MarginWarningService
     from margin.services.mark_records import MarkRecordService
     from margin.services.marks import MarkPriceService
     from margin.services.opening import OpeningService
@@ -42,11 +47,14 @@ if TYPE_CHECKING:
     from margin.services.reconcile import ReconcileService
     from margin.services.report import ReportService
     from margin.services.scan import ScanService
+    from margin.services.settlement import SettlementService
+    from margin.services.stress import StressService
     from margin.services.trading import TradingService
 
 
 OPENING_TIMEOUT_S = 30.0
 AUDIT_TIMEOUT_S = 10.0
+SETTLEMENT_TIMEOUT_S = 5.0
 
 
 class Engine:
@@ -66,7 +74,7 @@ class Engine:
         for name in ("_redis", "_opening_redis"):
             if name in self.__dict__:
                 await self.__dict__[name].aclose(close_connection_pool=True)
-        for name in ("history_store", "_opening_history", "_control_history", "_audit_history"):
+        for name in ("history_store", "_opening_history", "_control_history", "_audit_history", "_settlement_history"):
             if name in self.__dict__:
                 await self.__dict__[name].close()
 
@@ -134,6 +142,19 @@ class Engine:
         )
 
     @cached_property
+    def stress(self) -> StressService:
+        """Stress tests."""
+        from margin.services.stress import StressService
+
+        return StressService(
+            self.accounts,
+            self.market,
+            self.history_store,
+            self._liquidation_policy,
+            accounts_max=self.settings.report_accounts_max,
+        )
+
+    @cached_property
     def marks(self) -> MarkPriceService:
         """Mark prices."""
         from margin.clients.liquidation_queue import LiquidationQueue
@@ -144,6 +165,7 @@ class Engine:
         return MarkPriceService(
             self.market,
             self.liquidations,
+            self.warnings,
             crossed_inline_max=settings.crossed_inline_max,
             crossed_queued_max=settings.crossed_queued_max,
             queue=queue,
@@ -152,7 +174,16 @@ class Engine:
     @cached_property
     def liquidations(self) -> LiquidationService:
         """Evaluation and liquidation."""
-        return LiquidationService(self.accounts, self.market, self._journal)
+        return LiquidationService(
+            self.accounts, self.market, self._journal, policy=self._liquidation_policy, warnings=self._warning_level
+        )
+
+    @cached_property
+    def warnings(self) -> MarginWarningService:
+        """Margin warnings."""
+        from margin.services.margin_warning import MarginWarningService
+
+        return MarginWarningService(self.accounts, self._journal, self._warning_level, self.liquidations)
 
     @cached_property
     def scans(self) -> ScanService:
@@ -160,7 +191,7 @@ class Engine:
         from margin.services.scan import ScanService
 
         cycle_s = self.settings.sweep_cycle_s
-        return ScanService(self.accounts, self.market, self.liquidations, sweep_cycle_s=cycle_s)
+        return ScanService(self.accounts, self.market, self.liquidations, self.warnings, sweep_cycle_s=cycle_s)
 
     @cached_property
     def history(self) -> HistoryService:
@@ -200,6 +231,23 @@ class Engine:
         return MarkRecordService(self.market, self.history_store)
 
     @cached_property
+    def insurance_fund(self) -> InsuranceFundService:
+        """The fund as history has it."""
+        from margin.services.insurance_fund import InsuranceFundService
+
+        return InsuranceFundService(self._settlement_history)
+
+    @cached_property
+    def settlement(self) -> SettlementService:
+        """What pays for shortfalls."""
+        from margin.services.settlement import SettlementService
+        from margin.services.settlement_steps import SettlementSteps
+
+        steps = SettlementSteps(self.accounts, self._journal, self.drain, self.liquidations)
+        allowed = self.settings.auto_deleveraging
+        return SettlementService(self._settlement_history, steps, self.accounts, self.market, auto_deleveraging=allowed)
+
+    @cached_property
     def rebuilding(self) -> RebuildService:
         """Rebuilds accounts and partitions."""
         from margin.services.rebuilding import RebuildService
@@ -227,7 +275,7 @@ class Engine:
         redis, history = self._opening_redis, self._opening_history
         accounts = AccountRedisClient(redis, partitions)
         market = MarketRedisClient(redis, partitions)
-        healing = HealingService(accounts, market)
+        healing = HealingService(accounts, market, self._warning_level)
         controls = ControlService(self._control_history, ControlRedisClient(redis, partitions))
         return Layout(
             partitions=PartitionRedisClient(redis, partitions),
@@ -268,6 +316,12 @@ class Engine:
         return AuditPostgresClient(dataclasses.replace(self.settings, postgres_timeout_s=AUDIT_TIMEOUT_S))
 
     @cached_property
+    def _settlement_history(self) -> SettlementPostgresClient:
+        from margin.clients.settlement_postgres import SettlementPostgresClient
+
+        return SettlementPostgresClient(dataclasses.replace(self.settings, postgres_timeout_s=SETTLEMENT_TIMEOUT_S))
+
+    @cached_property
     def _control_history(self) -> ControlPostgresClient:
         from margin.clients.control_postgres import ControlPostgresClient
 
@@ -278,8 +332,17 @@ class Engine:
         return self._make_journal(self.accounts, self._healing)
 
     @cached_property
+    def _liquidation_policy(self) -> LiquidationPolicy:
+        settings = self.settings
+        return LiquidationPolicy(settings.liquidation_buffer, settings.liquidation_remaining_notional_min)
+
+    @cached_property
     def _healing(self) -> HealingService:
-        return HealingService(self.accounts, self.market)
+        return HealingService(self.accounts, self.market, self._warning_level)
+
+    @cached_property
+    def _warning_level(self) -> MarginWarnings:
+        return MarginWarnings(self.settings.margin_warning_pct)
 
     def _make_journal(self, accounts: AccountRedisClient, healing: HealingService) -> Journal:
         settings = self.settings
@@ -290,6 +353,7 @@ class Engine:
             healing,
             idempotency_ttl_s=settings.idempotency_ttl_s,
             acknowledged_by=by,
+            warnings=self._warning_level,
         )
 
 

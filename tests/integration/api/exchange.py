@@ -12,6 +12,7 @@ import history_api
 import margin_report_api
 import mark_price_api
 import positions_api
+import risk_api
 import status_api
 import trade_api
 from margin import runtime
@@ -26,9 +27,12 @@ HANDLERS = {
     "trade": trade_api.handler,
     "positions": positions_api.handler,
     "mark-price": mark_price_api.handler,
+    "mark-prices": mark_price_api.handler,
     "margin-report": margin_report_api.handler,
+    "risk": risk_api.handler,
     "trades": history_api.handler,
     "liquidations": history_api.handler,
+    "insurance-fund": history_api.handler,
     "accounts": accounts_api.handler,
     "controls": controls_api.handler,
     "health": status_api.handler,

@@ -26,13 +26,15 @@ class Route:
     method: str
     path: str
     fields: Mapping[str, str] | None = None
+    query: str | None = None
 
     def text(self, **changes: str) -> str:
         members = {**(self.fields or {}), **changes}
         return "{" + ", ".join(f'"{name}": {text}' for name, text in members.items()) + "}"
 
     def send(self, exchange: Exchange, **changes: str) -> Reply:
-        return exchange.call(self.method, self.path, None if self.fields is None else self.text(**changes))
+        body = None if self.fields is None else self.text(**changes)
+        return exchange.call(self.method, self.path, body, query=self.query)
 
 
 WRITES = {
@@ -42,8 +44,13 @@ WRITES = {
         {"account_id": "7", "symbol": '"BTC-PERP"', "side": '"BUY"', "quantity": "0.1", "price": "50000"},
     ),
     "mark price": Route("POST", "/mark-price", {"symbol": '"BTC-PERP"', "price": "50000"}),
+    "mark prices": Route("POST", "/mark-prices", {"prices": '[{"symbol": "BTC-PERP", "price": 50000}]'}),
+    "shocks": Route(
+        "POST", "/risk/shocks", {"shocks": '[{"name": "crash", "moves": [{"symbol": "BTC-PERP", "move": -0.3}]}]'}
+    ),
     "deposit": Route("POST", "/accounts/7/deposits", {"amount": "1"}),
     "withdrawal": Route("POST", "/accounts/7/withdrawals", {"amount": "1"}),
+    "contribution": Route("POST", "/accounts/7/insurance-contributions", {"amount": "1"}),
     "engine switch": Route("PUT", "/controls/engine", {"state": '"active"', "reason": '"a test"'}),
     "symbol switch": Route("PUT", "/controls/symbols/BTC-PERP", {"state": '"active"', "reason": '"a test"'}),
     "account switch": Route("PUT", "/controls/accounts/7", {"state": '"active"', "reason": '"a test"'}),
@@ -51,23 +58,29 @@ WRITES = {
 GETS = {
     "positions": Route("GET", "/positions/7"),
     "report": Route("GET", "/margin-report"),
+    "ladder": Route("GET", "/risk/ladder", query="symbol=BTC-PERP"),
     "trades": Route("GET", "/trades/7"),
     "liquidations": Route("GET", "/liquidations"),
+    "insurance fund": Route("GET", "/insurance-fund"),
     "controls": Route("GET", "/controls"),
     "health": Route("GET", "/health"),
 }
 ROUTES = WRITES | GETS
-WITH_KEY = ("trade", "deposit", "withdrawal")
+WITH_KEY = ("trade", "deposit", "withdrawal", "contribution")
 MONEY = [
     ("trade", "quantity"),
     ("trade", "price"),
     ("mark price", "price"),
     ("deposit", "amount"),
     ("withdrawal", "amount"),
+    ("contribution", "amount"),
 ]
 SYMBOLS = ["trade", "mark price"]
 SWITCHES = ["engine switch", "symbol switch", "account switch"]
-PATHS = ["/positions/{}", "/trades/{}", "/accounts/{}/deposits", "/accounts/{}/withdrawals", "/controls/accounts/{}"]
+PATHS = [
+    *("/positions/{}", "/trades/{}", "/controls/accounts/{}"),
+    *("/accounts/{}/deposits", "/accounts/{}/withdrawals", "/accounts/{}/insurance-contributions"),
+]
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import journal_drain_handler
 import liquidation_scan_handler
+from margin.domain.account import Account
+from margin.domain.liquidation_record import verify_liquidation
+from margin.domain.position import Position
 from tests.events import LambdaContext
 from tests.integration.api.exchange import SCHEDULE, Exchange, assert_problem
 
@@ -33,9 +37,13 @@ HISTORY_TRADE_FIELDS = {
     *("id", "account_id", "symbol", "side", "quantity", "price", "notional", "realised_pnl", "fee", "timestamp"),
 }
 LIQUIDATION_FIELDS = {
-    *("id", "account_id", "equity", "maintenance_margin", "reason", "positions", "shortfall", "timestamp"),
+    *("id", "account_id", "equity", "maintenance_margin", "equity_after", "maintenance_margin_after"),
+    *("reason", "positions", "fee", "shortfall", "timestamp", "rules", "inputs"),
 }
-LIQUIDATED_FIELDS = {"symbol", "quantity", "entry_price", "price", "realised_pnl"}
+LIQUIDATED_FIELDS = {
+    *("symbol", "quantity", "remaining", "entry_price", "price", "mark_age_s", "bankruptcy_price"),
+    *("realised_pnl", "fee"),
+}
 MONEY_FIELDS = {"account_id", "balance", "equity", "withdrawable", "entry_id"}
 
 
@@ -62,7 +70,7 @@ def test_the_whole_story_from_the_first_deposit_to_the_last_withdrawal(exchange:
     a_higher_mark_makes_profit(exchange)
     a_lower_mark_liquidates_while_a_report_is_read(exchange)
     both_histories_tell_what_happened(exchange, trade_id)
-    what_a_liquidation_leaves_can_be_withdrawn(exchange)
+    what_a_liquidation_leaves_can_be_closed_and_withdrawn(exchange)
     nothing_is_left_to_do_and_the_books_balance(exchange)
     assert exchange.get("/health") == {"status": "healthy"}
 
@@ -173,24 +181,36 @@ def both_histories_tell_what_happened(exchange: Exchange, trade_id: int) -> None
     (liquidation,) = exchange.get("/liquidations")["liquidations"]
     assert set(liquidation) == LIQUIDATION_FIELDS
     assert [set(closed) for closed in liquidation["positions"]] == [LIQUIDATED_FIELDS]
-    assert without(liquidation, "id", "timestamp", "positions", "reason") == {
+    assert without(liquidation, "id", "timestamp", "positions", "reason", "rules", "inputs") == {
         "account_id": 3,
         "equity": "3000",
         "maintenance_margin": "3800",
+        "equity_after": "3000",
+        "maintenance_margin_after": "2727.272692",
+        "fee": "0",
         "shortfall": "0",
     }
-    assert liquidation["positions"] == [
-        {
-            "symbol": "BTC-PERP",
-            "quantity": "1",
-            "entry_price": "50000",
-            "price": "38000",
-            "realised_pnl": "-12000",
-        }
-    ]
+    (closed,) = liquidation["positions"]
+    assert Decimal(closed.pop("mark_age_s")) < 60
+    assert closed == {
+        "symbol": "BTC-PERP",
+        "quantity": "0.28229666",
+        "remaining": "0.71770334",
+        "entry_price": "50000",
+        "price": "38000",
+        "bankruptcy_price": "35000",
+        "realised_pnl": "-3387.55992",
+        "fee": "0",
+    }
+    # What is answered is enough to recompute it.
+    recorded = exchange.get("/liquidations")["liquidations"][0]
+    held = Account(3, Decimal(15000), {"BTC-PERP": Position("BTC-PERP", Decimal(1), Decimal(50000))})
+    assert verify_liquidation(recorded, held) == []
+    assert verify_liquidation({**recorded, "fee": "1"}, held) != []
     assert exchange.get("/liquidations", account_id=1) == {"liquidations": [], "next_cursor": None}
     after = exchange.get("/positions/3")
-    assert (after["balance"], after["positions"], after["liquidation_risk"]) == ("3000", [], False)
+    assert (after["balance"], after["equity"], after["liquidation_risk"]) == ("11612.44008", "3000", False)
+    assert [held["quantity"] for held in after["positions"]] == ["0.71770334"]
     history = exchange.get("/trades/3")
     assert set(history) == {"trades", "next_cursor"}
     (trade,) = history["trades"]
@@ -209,7 +229,8 @@ def both_histories_tell_what_happened(exchange: Exchange, trade_id: int) -> None
     }
 
 
-def what_a_liquidation_leaves_can_be_withdrawn(exchange: Exchange) -> None:
+def what_a_liquidation_leaves_can_be_closed_and_withdrawn(exchange: Exchange) -> None:
+    exchange.trade(3, "SELL", "0.71770334", "38000")
     refused = exchange.call("POST", "/accounts/3/withdrawals", {"amount": "3000.00000001"})
     assert_problem(refused, 400, "INSUFFICIENT_WITHDRAWABLE")
     withdrawn = exchange.post("/accounts/3/withdrawals", amount="3000")
@@ -225,6 +246,7 @@ def nothing_is_left_to_do_and_the_books_balance(exchange: Exchange) -> None:
         "swept": 3,
         "missed": [],
         "liquidated": [],
+        "warned": 0,
         "put_off": 0,
         "unvalued": 0,
         "failed": 0,

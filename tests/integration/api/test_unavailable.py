@@ -19,17 +19,25 @@ ORDER = {"account_id": 1, "symbol": "BTC-PERP", "side": "BUY", "quantity": "0.1"
 STATE: dict[str, tuple[str, str, Any]] = {
     "positions": ("GET", "/positions/1", None),
     "mark price": ("POST", "/mark-price", {"symbol": "BTC-PERP", "price": "50000"}),
+    "mark prices": ("POST", "/mark-prices", {"prices": [{"symbol": "BTC-PERP", "price": "50000"}]}),
     "report": ("GET", "/margin-report", None),
 }
 HISTORY: dict[str, tuple[str, str, Any]] = {
     "trades": ("GET", "/trades/1", None),
     "liquidations": ("GET", "/liquidations", None),
+    "insurance fund": ("GET", "/insurance-fund", None),
     "controls": ("GET", "/controls", None),
 }
 BOTH: dict[str, tuple[str, str, Any]] = {
     "trade": ("POST", "/trade", ORDER),
     "deposit": ("POST", "/accounts/1/deposits", {"amount": "1"}),
     "withdrawal": ("POST", "/accounts/1/withdrawals", {"amount": "1"}),
+    "contribution": ("POST", "/accounts/1/insurance-contributions", {"amount": "1"}),
+    "shocks": (
+        "POST",
+        "/risk/shocks",
+        {"shocks": [{"name": "crash", "moves": [{"symbol": "BTC-PERP", "move": "-0.3"}]}]},
+    ),
     "health": ("GET", "/health", None),
 }
 
@@ -115,7 +123,7 @@ def test_health_names_a_postgres_that_is_read_only(exchange: Exchange) -> None:
         assert "read-only" in refused(exchange, BOTH["health"], "POSTGRES_UNAVAILABLE")
 
 
-@pytest.mark.parametrize("name", ["trade", "deposit", "withdrawal", "mark price"])
+@pytest.mark.parametrize("name", ["trade", "deposit", "withdrawal", "mark price", "mark prices"])
 def test_with_a_redis_that_refuses_to_write_nothing_is_executed(exchange: Exchange, name: str) -> None:
     exchange.stores.redis.config_set("min-replicas-to-write", 1)
     try:

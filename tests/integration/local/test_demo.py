@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEADLINE_S = 60
+CRASH = Path(__file__).parents[2] / "data/btc-usd-2020-03.csv"
 
 
 @pytest.fixture
@@ -47,8 +49,35 @@ def test_a_crash_is_replayed_and_everything_verified(temporary: Path) -> None:
         report, errors = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, errors + report
     assert re.search(r"^  liquidations +[1-9]\d* of [1-9]\d* accounts", report, re.MULTILINE), report
+    assert re.search(r"^  partial, whole +[1-9]\d* left something open, \d+ left nothing", report, re.MULTILINE), report
     assert re.search(r"^  rows +60 of 60,", report, re.MULTILINE), report
-    assert report.count("\n  pass  ") == 6
+    assert report.count("\n  pass  ") == 7
+    assert report.endswith("  All checks passed.\n")
+
+
+def test_two_symbols_of_one_market_crash_together(temporary: Path, tmp_path: Path) -> None:
+    """Bitcoin in March 2020, and the same returns from another price: a hedged account would be ruined in between."""
+    header, *rows = CRASH.read_text(encoding="utf-8").splitlines()
+    btc = [row.split(",") for row in rows if "2020-03-12T06" <= row < "2020-03-13T06"]
+    eth = [[time, *(str(Decimal(price) / 40) for price in prices)] for time, *prices in btc]
+    arguments = []
+    for symbol, lines in (("BTC-PERP", btc), ("ETH-PERP", eth)):
+        path = tmp_path / f"{symbol}.csv"
+        path.write_text("\n".join([header, *(",".join(line) for line in lines)]), encoding="utf-8")
+        arguments += ["--prices", f"{symbol}={path}"]
+    with demo(temporary, *arguments, "--accounts", "40") as process:
+        report, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, errors + report
+    assert re.search(r"^  symbols +2, all prices of one moment in one request$", report, re.MULTILINE), report
+    assert re.search(r"^  mark prices +192 posted, [1-9]", report, re.MULTILINE), report
+    assert re.search(r"^  partial, whole +[1-9]\d* left something open, [1-9]\d* left nothing", report, re.MULTILINE), (
+        report
+    )
+    assert re.search(r"^  shortfalls +[1-9]\d* of ", report, re.MULTILINE), report
+    assert re.search(r"^  deleveragings +[1-9]\d* of [1-9]", report, re.MULTILINE), report
+    assert re.search(
+        r"^ +[1-9]\d* settlements from the insurance fund, [1-9]\d* deleveragings", report, re.MULTILINE
+    ), report
     assert report.endswith("  All checks passed.\n")
 
 

@@ -27,6 +27,7 @@ BASE = "http://localhost:8000"
 OF_THEIR_MOMENT = {
     *("id", "trade_id", "entry_id", "change_id", "request_id"),
     *("timestamp", "as_of", "changed_at", "next_cursor"),
+    *("stamp_us", "observed_us", "now_us", "mark_age_s"),
 }
 _BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -146,15 +146,18 @@ def test_four_partitions_hold_their_accounts_and_liquidate_in_one_price(runner: 
     assert runner.post("/mark-price", symbol="PART-PERP", price="38000")["at_risk"] == 8
 
     for account_id in accounts:
-        assert runner.get(f"/positions/{account_id}")["positions"] == []
-        assert len(runner.get(f"/liquidations?account_id={account_id}")["liquidations"]) == 1
+        (held,) = runner.get(f"/positions/{account_id}")["positions"]
+        (liquidation,) = runner.get(f"/liquidations?account_id={account_id}")["liquidations"]
+        assert liquidation["positions"][0]["remaining"] == held["quantity"] == "0.71770334"
         assert len(runner.trades(account_id)) == 1
+        closing = {"symbol": "PART-PERP", "side": "SELL", "quantity": held["quantity"], "price": "38000"}
+        runner.post("/trade", account_id=account_id, **closing)
         assert runner.post(f"/accounts/{account_id}/withdrawals", amount="3000")["balance"] == "0"
 
 
 # --- what only a real HTTP server meets ---
 
-POSTS = ("/trade", "/mark-price", "/accounts/1/deposits", "/accounts/1/withdrawals")
+POSTS = ("/trade", "/mark-price", "/mark-prices", "/accounts/1/deposits", "/accounts/1/withdrawals")
 GETS = ("/positions/1", "/margin-report", "/trades/1", "/liquidations", "/health")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ import pytest
 
 from margin.clients import postgres
 from margin.errors import CursorInvalidError, UnknownAccountError
-from margin.ports.queries import TradeQuery
-from tests.actions import BTC, ETH, deposit
+from margin.ports.queries import LIQUIDATION_BYTES_MAX, LiquidationQuery, TradeQuery
+from tests.actions import BTC, ETH, buy, deposit, mark
 from tests.database import connect
+from tests.fakes import Exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +43,17 @@ _FILL_LIQUIDATIONS = """
         timestamptz '2023-11-14 22:13:20Z' + (number / 2) * interval '1 minute'
     from generate_series(1, %(accounts)s) as account_id, generate_series(1, %(rows)s) as number
 """
+_FILL_EVENTS = """
+    with opened as (
+        insert into accounts (account_id, n, event_id, chain_hash, balance, positions, opened_at, changed_at)
+        select account_id, 1, 1, '-', 0, '{}', now(), now() from generate_series(2, %(accounts)s) as account_id
+    )
+    insert into events
+        (account_id, n, event_id, previous_event_id, hash, type, key, request_hash, occurred_at, body)
+    select account_id, 1 + row_number() over (partition by account_id order by id), id, 0, '-', 'LIQUIDATION', id, '-',
+        occurred_at, '{"detail": {"fee": "0"}}'
+    from liquidations
+"""
 
 
 @pytest.fixture
@@ -51,7 +64,8 @@ async def filled(engine: Engine, settings: Settings) -> Engine:
         parameters = {"accounts": ACCOUNTS, "rows": ROWS_EACH}
         connection.execute(_FILL, parameters)
         connection.execute(_FILL_LIQUIDATIONS, parameters)
-        connection.execute("analyze trades, liquidations")
+        connection.execute(_FILL_EVENTS, parameters)
+        connection.execute("analyze trades, liquidations, events")
     return engine
 
 
@@ -145,6 +159,58 @@ async def test_liquidations_of_one_account_are_paged_alone(filled: Engine) -> No
     assert _ids(pages) == [number * 100 + 7 for number in range(200, 0, -1)]
 
 
+def _lengthen(settings: Settings, length: int, condition: str) -> None:
+    with connect(settings) as connection:
+        connection.execute(
+            "update events set body = jsonb_build_object('detail', jsonb_build_object('filler', repeat('x', %s)))"  # noqa: S608
+            f" where event_id in (select id from liquidations) and {condition}",
+            [length],
+        )
+
+
+def _record_bytes(row: dict[str, Any]) -> int:
+    return len(json.dumps(row["record"]))
+
+
+async def test_page_of_long_records_ends_before_an_answer_is_too_long_and_the_next_goes_on(
+    filled: Engine, settings: Settings
+) -> None:
+    _lengthen(settings, 150_000, "account_id %% 10 = 0")
+    pages = await _all_pages(lambda cursor: filled.history.liquidations(limit=1000, cursor=cursor))
+    order = [(row["timestamp_us"], row["id"]) for page in pages for row in page.rows]
+    assert len(set(order)) == len(order) == ACCOUNTS * ROWS_EACH
+    assert order == sorted(order, reverse=True)
+    sizes = [sum(map(_record_bytes, page.rows)) for page in pages]
+    assert max(sizes) <= LIQUIDATION_BYTES_MAX
+    # Each is as full as it can be: the first record of the next one had no room.
+    for page, size, following in zip(pages, sizes, pages[1:], strict=False):
+        assert size + _record_bytes(following.rows[0]) > LIQUIDATION_BYTES_MAX or len(page.rows) == 1000
+    assert len(pages) >= 1000 * 0.15 / 4
+
+
+async def test_record_longer_than_a_page_is_a_page(filled: Engine, settings: Settings) -> None:
+    _lengthen(settings, LIQUIDATION_BYTES_MAX + 1, "event_id in (20007, 19907, 107)")
+    pages = await _all_pages(lambda cursor: filled.history.liquidations(account_id=7, limit=1000, cursor=cursor))
+    assert [len(page.rows) for page in pages] == [1, 1, ROWS_EACH - 3, 1]
+    assert _ids(pages) == [number * 100 + 7 for number in range(200, 0, -1)]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 100])
+@pytest.mark.parametrize("bytes_max", [0, 1, 700, 5000, LIQUIDATION_BYTES_MAX])
+async def test_fakes_and_postgresql_end_a_page_at_the_same_row(engine: Engine, limit: int, bytes_max: int) -> None:
+    exchange = await Exchange().open()
+    lengths = []
+    for services in (engine, exchange):
+        for number in range(1, 6):
+            await mark(services, "50000")
+            await deposit(services, number, "10000")
+            await buy(services, number, "1", "50000")
+            await mark(services, "40000")
+        page = await services.history_store.liquidations(LiquidationQuery(limit=limit, bytes_max=bytes_max))
+        lengths.append(([row["account_id"] for row in page.rows], page.more))
+    assert lengths[0] == lengths[1]
+
+
 async def test_cursor_of_another_account_is_refused(filled: Engine) -> None:
     page = await filled.history.trades(3, limit=5)
     with pytest.raises(CursorInvalidError):
@@ -184,7 +250,8 @@ async def test_page_is_read_by_an_index(
     names = ("symbol", "since", "until", "before_id", "before_at")
     # The account is 3 for trades; all accounts for liquidations, unless named.
     account_id = 3 if statement is postgres._TRADES else None
-    values = {**dict.fromkeys(names), "account_id": account_id, "limit": 101, **parameters}
+    limits = {"limit": 101, "bytes_max": LIQUIDATION_BYTES_MAX}
+    values = {**dict.fromkeys(names), "account_id": account_id, **limits, **parameters}
     plan = "\n".join(row[0] for row in query(f"explain {statement}", **values))
     assert "Index" in plan
     assert "Seq Scan" not in plan

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Query = Callable[..., list[tuple[Any, ...]]]
 
 COMMIT = b'"event_hash"'
-APPEND = b"append_events("
+APPEND = b"append_events"
 KEYS = [None, "mine"]
 
 

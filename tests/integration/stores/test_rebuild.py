@@ -220,6 +220,9 @@ async def test_state_after_a_rebuild_of_an_emptied_redis_and_the_first_prices_is
     for symbol, price in SYMBOLS.items():
         await mark(engine, price, symbol)
     after = _state(store, 1)
+    for state in (before, after):
+        stamp = state["mark_stamps"][BTC]
+        assert state.pop("mark_times")[BTC] == f"{stamp}:{stamp}"
     assert int(after.pop("mark_stamps")[BTC]) > int(before.pop("mark_stamps")[BTC])
     assert after == before
 

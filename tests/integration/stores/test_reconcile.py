@@ -695,7 +695,9 @@ async def test_user_who_may_only_read_is_enough(
     database = engine.settings.postgres_database
     with admin(postgres_server, database) as connection:
         connection.execute("create role auditor login")
-        connection.execute("grant select on accounts, events, trades, liquidations, ledger_lines to auditor")
+        connection.execute(
+            "grant select on accounts, events, trades, liquidations, ledger_lines, settlement_outcomes to auditor"
+        )
     try:
         report = await auditors(postgres_user="auditor").reconcile()
         assert (report.accounts, report.complete) == (3, True)

@@ -27,6 +27,7 @@ async def test_one_partition_has_the_documented_keys_without_a_tag(engine: Engin
     run_id = store.info("server")["run_id"]
     chain_hash = state.pop("chain_hashes")["1"]
     stamp = state.pop("mark_stamps")[BTC]
+    assert state.pop("mark_times") == {BTC: f"{stamp}:{stamp}"}
     records = {name: state.pop(name).split("\n", 2) for name in list(state) if name.startswith("idempotency:")}
     assert state == {
         "balances": {"1": "10000.5"},
@@ -37,6 +38,7 @@ async def test_one_partition_has_the_documented_keys_without_a_tag(engine: Engin
         "positions:1": {BTC},
         "triggers:BTC-PERP:floor": state["triggers:BTC-PERP:floor"],
         "versions": {"1": f"2:{traded.event_id}"},
+        "warnings:BTC-PERP:floor": state["warnings:BTC-PERP:floor"],
     }
     assert [member for member, _ in state["triggers:BTC-PERP:floor"]] == ["1"]
     assert len(chain_hash) == 64
@@ -69,7 +71,8 @@ async def test_closed_position_leaves_no_key_behind(engine: Engine, store: redis
     await buy(engine, 1, "0.3", "50000")
     await sell(engine, 1, "0.3", "50000")
     names = set(hot_state(store, without=("idempotency:",)))
-    assert names == {"balances", "chain_hashes", "event_seq", "mark_prices", "mark_stamps", "marker", "versions"}
+    marks = {"mark_prices", "mark_stamps", "mark_times"}
+    assert names == {"balances", "chain_hashes", "event_seq", *marks, "marker", "versions"}
 
 
 async def test_flipped_position_moves_its_trigger_to_the_other_side(engine: Engine, store: redis.Redis) -> None:
@@ -96,7 +99,7 @@ async def test_event_that_history_did_not_take_is_pending_with_its_time(
 ) -> None:
     async with Proxy(settings.postgres_host, settings.postgres_port) as proxy:
         engine = await make_engine(postgres_port=proxy.port)
-        proxy.break_at(b"append_events(")
+        proxy.break_at(b"append_events")
         outcome = await deposit(engine, 1, "10")
         assert not outcome.final
         (entry,) = store.lrange("pending:1", 0, -1)

@@ -123,7 +123,9 @@ async def test_crossed_accounts_of_many_pages_and_both_sides_are_all_liquidated(
         await _hold(engine, account_id, "11000")
         await _hold(engine, account_id, "11000", "-1", ETH)
     await engine.market.set_marks({BTC: Decimal(35000), ETH: Decimal(60000)}, crossed_max=0)
-    scans = ScanService(engine.accounts, engine.market, engine.liquidations, sweep_cycle_s=900, crossed_per_page=2)
+    scans = ScanService(
+        engine.accounts, engine.market, engine.liquidations, engine.warnings, sweep_cycle_s=900, crossed_per_page=2
+    )
     report = await scans.scan()
     assert (report.crossed, sorted(report.liquidated)) == (8, list(range(1, 9)))
     assert (report.missed, report.failed, report.complete) == ([], 0, True)
@@ -148,7 +150,7 @@ async def test_age_of_the_oldest_mark_counts_those_with_positions(engine: Engine
 
 @pytest.mark.parametrize("symbols", [1, 40])
 @pytest.mark.parametrize("partitions", [1, 3])
-async def test_scan_of_a_calm_exchange_is_two_scripts_for_each_partition_whatever_it_trades(
+async def test_scan_of_a_calm_exchange_is_three_scripts_for_each_partition_whatever_it_trades(
     make_engine: MakeEngine, store: redis.Redis, partitions: int, symbols: int
 ) -> None:
     engine = await make_engine(partitions=partitions)
@@ -162,7 +164,7 @@ async def test_scan_of_a_calm_exchange_is_two_scripts_for_each_partition_whateve
     report = await engine.scans.scan()
     statistics = {name: figures["calls"] for name, figures in store.info("commandstats").items()}
     assert (report.crossed, report.missed, report.complete) == (0, [], True)
-    assert statistics["cmdstat_evalsha"] == 2 * partitions
+    assert statistics["cmdstat_evalsha"] == 3 * partitions
     assert "cmdstat_eval" not in statistics
     # How far the sweep has got is read and written.
     assert statistics["cmdstat_hmget"] >= partitions
@@ -188,7 +190,7 @@ async def test_first_sweep_is_of_everybody_and_later_shares_follow_the_time(
     await mark(engine, "50000")
     await _load(engine, range(1, MANY * partitions + 1))
     accounts = _Watched(engine)
-    scans = ScanService(accounts, engine.market, engine.liquidations, sweep_cycle_s=900)
+    scans = ScanService(accounts, engine.market, engine.liquidations, engine.warnings, sweep_cycle_s=900)
     report = await scans.scan()
     assert (report.swept, report.missed, report.complete) == (MANY * partitions, [], True)
     assert sorted(accounts.take()) == list(range(1, MANY * partitions + 1))
@@ -207,7 +209,7 @@ async def test_everybody_who_stays_has_a_turn_in_each_cycle_whoever_comes_and_go
     chance = random.Random(1)  # noqa: S311 - a test's own sequence
     await _load(engine, range(1, MANY + 1))
     accounts = _Watched(engine)
-    scans = ScanService(accounts, engine.market, engine.liquidations, sweep_cycle_s=900)
+    scans = ScanService(accounts, engine.market, engine.liquidations, engine.warnings, sweep_cycle_s=900)
     await scans.scan()
     everyone, fresh = set(range(1, MANY + 1)), itertools.count(10_000)
     for _ in range(2):
@@ -234,7 +236,7 @@ async def test_sweep_out_of_time_goes_on_at_the_next_scan(engine: Engine) -> Non
     await mark(engine, "50000")
     await _load(engine, range(1, MANY + 1))
     accounts = _Watched(engine)
-    scans = ScanService(accounts, engine.market, engine.liquidations, sweep_cycle_s=900)
+    scans = ScanService(accounts, engine.market, engine.liquidations, engine.warnings, sweep_cycle_s=900)
     report = await scans.scan(keep_going=lambda: accounts.pages < 3)
     first = accounts.take()
     assert (report.complete, report.swept) == (False, len(first))
@@ -250,11 +252,11 @@ async def test_sweep_of_all_at_each_scan_is_of_all_wherever_another_stopped(make
     await mark(engine, "50000")
     await _load(engine, range(1, MANY + 1))
     accounts = _Watched(engine)
-    slow = ScanService(accounts, engine.market, engine.liquidations, sweep_cycle_s=900)
+    slow = ScanService(accounts, engine.market, engine.liquidations, engine.warnings, sweep_cycle_s=900)
     await slow.scan(keep_going=lambda: accounts.pages < 3)
     assert (await engine.accounts.sweep_progress(0)).cursor != "0"
     accounts.take()
-    scans = ScanService(accounts, engine.market, engine.liquidations, sweep_cycle_s=0)
+    scans = ScanService(accounts, engine.market, engine.liquidations, engine.warnings, sweep_cycle_s=0)
     for _ in range(2):
         report = await scans.scan()
         assert report.complete

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from margin.domain.cash import deposit, withdraw
+from margin.domain.cash import contribute, deposit, withdraw
 from margin.domain.instrument import Instrument
 from margin.domain.risk import AccountRisk
 from margin.errors import InsufficientWithdrawableError, NoMarkPriceError, StaleMarkPriceError
@@ -35,6 +35,17 @@ def test_withdrawal_of_all_that_is_withdrawable_leaves_equity_at_initial_margin(
     assert result.account == account("920", LONG)
     assert result.risk == AccountRisk(Decimal(1020), Decimal(1020), Decimal(510))
     assert amounts(result.ledger_lines) == {"cash": Decimal(-9080), "external": Decimal(9080)}
+
+
+def test_contribution_is_limited_as_a_withdrawal_and_goes_to_the_fund() -> None:
+    result = contribute(account("10000", LONG), Decimal(9080), market("51000"))
+    assert result.account == account("920", LONG)
+    assert amounts(result.ledger_lines) == {"cash": Decimal(-9080), "insurance": Decimal(9080)}
+    with pytest.raises(InsufficientWithdrawableError):
+        contribute(account("10000", LONG), Decimal("9080.00000001"), market("51000"))
+    stale = market("51000", None, Instrument(BTC, mark_max_age_s=30), btc_age_s=31)
+    with pytest.raises(StaleMarkPriceError):
+        contribute(account("10000", LONG), Decimal(1), stale)
 
 
 def test_withdrawal_of_a_hair_more_is_refused_with_both_numbers() -> None:

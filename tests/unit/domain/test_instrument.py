@@ -94,7 +94,14 @@ def test_unsound_tiers_are_refused(tiers: tuple[Tier, ...], message: str) -> Non
         ({"lot_size": Decimal(0)}, "lot_size"),
         ({"lot_size": Decimal("1e-9")}, "lot_size"),
         ({"mark_max_age_s": 0}, "mark_max_age_s"),
+        ({"mark_max_age_s": 30.5}, "mark_max_age_s"),
+        # They equal whole numbers, and would be another text in the record of a liquidation, and another hash.
+        ({"mark_max_age_s": 30.0}, "mark_max_age_s"),
+        ({"mark_max_age_s": Decimal(30)}, "mark_max_age_s"),
+        ({"mark_max_age_s": True}, "mark_max_age_s"),
+        ({"mark_max_age_s": "30"}, "mark_max_age_s"),
         ({"version": -1}, "version"),
+        ({"version": 1.0}, "version"),
     ],
 )
 def test_unsound_terms_are_refused(terms: dict[str, Any], message: str) -> None:

@@ -33,6 +33,18 @@ def test_mark_is_stale_only_beyond_its_greatest_age(age_us: int, *, stale: bool)
     assert Market(marks, {BTC: Instrument(BTC, mark_max_age_s=30)}, NOW_US).is_stale(BTC) is stale
 
 
+@pytest.mark.parametrize(
+    ("arrived_s", "observed_s", "stale"),
+    [(-600, -600, True), (0, -31, True), (0, -30, False), (-31, 5, True), (0, 5, False), (-31, None, True)],
+)
+def test_age_of_a_mark_counts_from_its_observation_or_its_arrival_whichever_is_earlier(
+    arrived_s: int, observed_s: int | None, *, stale: bool
+) -> None:
+    observed_us = None if observed_s is None else NOW_US + observed_s * 1_000_000
+    marks = {BTC: Mark(Decimal(50000), NOW_US + arrived_s * 1_000_000, observed_us)}
+    assert Market(marks, {BTC: Instrument(BTC, mark_max_age_s=30)}, NOW_US).is_stale(BTC) is stale
+
+
 def test_mark_without_age_limit_is_never_stale() -> None:
     assert not Market({BTC: Mark(Decimal(50000), 1)}, {}, NOW_US).is_stale(BTC)
 

@@ -69,21 +69,22 @@ def _message(*account_ids: int) -> str:
     return json.dumps({"account_ids": account_ids})
 
 
-def _with_positions(exchange: Exchange) -> list[int]:
-    return [account_id for account_id, hot in exchange.redis.accounts.items() if hot.account.positions]
+def _untouched(exchange: Exchange) -> list[int]:
+    hot = exchange.redis.accounts
+    return [account_id for account_id in hot if hot[account_id].account.positions[BTC].quantity == 1]
 
 
 def test_account_without_a_mark_holds_up_nobody_and_its_message_is_done(exchange: Exchange) -> None:
     assert _deliver(_message(1, 2, 3)) == []
-    assert _with_positions(exchange) == [1]
+    assert _untouched(exchange) == [1]
 
 
 def test_message_whose_accounts_cannot_be_evaluated_now_comes_again_and_alone(exchange: Exchange) -> None:
     exchange.faults.fail("history.reserve.before", NO_HISTORY)
     assert _deliver(_message(2), _message(3)) == ["message-0"]
-    assert _with_positions(exchange) == [1, 2]
+    assert _untouched(exchange) == [1, 2]
     assert _deliver(_message(2)) == []
-    assert _with_positions(exchange) == [1]
+    assert _untouched(exchange) == [1]
 
 
 def test_accounts_whose_turn_an_outage_took_come_again_with_their_message(exchange: Exchange) -> None:
@@ -91,7 +92,7 @@ def test_accounts_whose_turn_an_outage_took_come_again_with_their_message(exchan
     assert _deliver(_message(2, 3)) == ["message-0"]
     exchange.faults.bring_up("history")
     assert _deliver(_message(2, 3)) == []
-    assert _with_positions(exchange) == [1]
+    assert _untouched(exchange) == [1]
 
 
 def test_account_named_twice_is_liquidated_once(exchange: Exchange) -> None:
@@ -117,4 +118,4 @@ def test_account_named_twice_is_liquidated_once(exchange: Exchange) -> None:
 )
 def test_message_that_is_none_comes_again_and_hinders_no_other(exchange: Exchange, body: str) -> None:
     assert _deliver(body, _message(2)) == ["message-0"]
-    assert _with_positions(exchange) == [1, 3]
+    assert _untouched(exchange) == [1, 3]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from margin.http import BODY_BYTES_MAX
 from tests.unit.http import exchange
 from tests.unit.http.exchange import TRADE, Reply, call, trade, trade_text
 
@@ -230,8 +231,8 @@ def padded(length: int) -> str:
 
 
 def test_a_body_at_the_limit_is_read_and_one_byte_more_is_not() -> None:
-    assert_refused(call("POST", "/trade", padded(64 * 1024)), "extra")
-    assert_refused(call("POST", "/trade", padded(64 * 1024 + 1)), None, 413, "BODY_TOO_LARGE")
+    assert_refused(call("POST", "/trade", padded(BODY_BYTES_MAX)), "extra")
+    assert_refused(call("POST", "/trade", padded(BODY_BYTES_MAX + 1)), None, 413, "BODY_TOO_LARGE")
 
 
 def test_two_megabytes_are_refused_whatever_they_are_declared_as() -> None:

@@ -7,7 +7,7 @@ from fastapi import Depends
 from starlette.datastructures import Headers
 
 from margin.caller import Caller, caller_of
-from margin.http import Answer, Router, create_app
+from margin.http import BODY_BYTES_MAX, Answer, Router, create_app
 from margin.http.app import caller
 from margin.http.route import HttpRequest
 from margin.lambda_entry import http_handler
@@ -102,7 +102,7 @@ async def test_a_body_that_never_ends_is_refused_at_the_limit() -> None:
         sent.append(message)
 
     await app({"type": "http", "method": "POST", "path": "/trade", "query_string": b"", "headers": []}, receive, send)
-    assert (sent[0]["status"], chunks) == (413, 65)
+    assert (sent[0]["status"], chunks) == (413, BODY_BYTES_MAX // 1024 + 1)
 
 
 def test_a_query_parameter_of_a_dependency_is_known() -> None:

@@ -11,35 +11,43 @@ from margin.domain.account import Account
 from margin.domain.cash import deposit
 from margin.domain.decimals import plain
 from margin.domain.event import Event, EventType, digest, ledger_entries, position_changes, version_of
-from margin.domain.liquidation import liquidate
+from margin.domain.ledger import LedgerAccount, LedgerLine, balanced, fill_lines
+from margin.domain.liquidation import LiquidationPolicy, liquidate
+from margin.domain.liquidation_record import liquidation_record
 from margin.domain.market import Mark, Market
 from margin.domain.order import Order, execute_order
-from margin.domain.position import Side
+from margin.domain.position import Side, apply_fill
+from margin.domain.settlement import settlement_lines
 from margin.ports import AccountRow
 from margin.ports.history import HistoryAccount
 from margin.services.scan import ScanReport
 from margin_local.demo.evidence import Evidence, RecordedEvent, RecordedLine
-from margin_local.demo.mark_path import MarkPath, PostedMark
+from margin_local.demo.mark_path import MarkPath, PostedMarks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from margin.domain.ledger import LedgerLine
+    from collections.abc import Callable, Mapping, Sequence
 
 BTC = "BTC-PERP"
+DEFAULT_POLICY = LiquidationPolicy()
 
 
 class Recorder:
     """A market with accounts; everything happens a microsecond after the other."""
 
     def __init__(self) -> None:
-        self.marks: list[PostedMark] = []
+        self.marks: list[PostedMarks] = []
         self.accounts: dict[int, Account] = {}
         self.chains: dict[int, list[RecordedEvent]] = {}
         self._now_us = 0
 
     def mark(self, price: str, symbol: str = BTC) -> None:
-        self.marks.append(PostedMark(self._tick(), symbol, Decimal(price), f"mark {len(self.marks)}"))
+        self.mark_all({symbol: price})
+
+    def mark_all(self, prices: Mapping[str, str]) -> None:
+        """Post prices of one moment together."""
+        at_us = self._tick()
+        marks = {symbol: Mark(Decimal(price), at_us) for symbol, price in prices.items()}
+        self.marks.append(PostedMarks(marks, f"step {len(self.marks)}"))
 
     def deposit(self, account_id: int, amount: str) -> None:
         account = self.accounts.get(account_id, Account(account_id, Decimal(0), {}))
@@ -61,23 +69,49 @@ class Recorder:
         }
         self._record(EventType.TRADE, trade.account, trade.ledger_lines, detail)
 
-    def liquidate(self, account_id: int, *, at: str | None = None) -> None:
-        """Liquidate at the marks in force, or at another price, as an engine with a defect would."""
+    def liquidate(self, account_id: int, *, at: str | None = None, policy: LiquidationPolicy = DEFAULT_POLICY) -> None:
+        """Liquidate at the marks in force, or at another price or policy, as an engine with a defect would."""
         market = self._market()
         if at is not None:
-            market = Market(dict.fromkeys(market.marks, Mark(Decimal(at), 1)), {}, 1)
-        result = liquidate(self.accounts[account_id], market)
+            stamps = {symbol: mark.stamp_us for symbol, mark in market.marks.items()}
+            marks = {symbol: Mark(Decimal(at), stamp_us) for symbol, stamp_us in stamps.items()}
+            market = dataclasses.replace(market, marks=marks)
+        account = self.accounts[account_id]
+        result = liquidate(account, market, policy)
         assert result is not None
-        closed = [
-            {"symbol": one.symbol, "quantity": plain(one.quantity), "price": plain(one.price)} for one in result.closed
-        ]
-        detail = {
-            "equity": plain(result.equity),
-            "maintenance_margin": plain(result.maintenance_margin),
-            "positions": closed,
-            "shortfall": plain(result.shortfall),
-        }
+        detail = liquidation_record(account, market, policy, result)
         self._record(EventType.LIQUIDATION, result.account, result.ledger_lines, detail)
+
+    def deleverage(self, account_id: int, *, against: int, quantity: str, received: str) -> None:
+        """Close some of a position at the bankruptcy price of another's, who was liquidated last."""
+        liquidation = self.chains[against][-1]
+        (bankrupt,) = liquidation.body["detail"]["positions"]
+        price = Decimal(bankrupt["bankruptcy_price"])
+        held = self.accounts[account_id].positions[bankrupt["symbol"]]
+        side = Side.BUY if held.quantity < 0 else Side.SELL
+        fill = apply_fill(held, held.symbol, side, Decimal(quantity), price)
+        closed = held.quantity - (fill.position.quantity if fill.position else 0)
+        detail = {
+            "positions": [{"symbol": held.symbol, "quantity": plain(closed), "price": plain(price)}],
+            "liquidation_id": liquidation.event_id,
+            "liquidated_account_id": against,
+            "mark_price": bankrupt["price"],
+        }
+        account = self.accounts[account_id].with_position(held.symbol, fill.position)
+        lines = [
+            *fill_lines(fill),
+            LedgerLine(LedgerAccount.HOUSE_PNL, -Decimal(received)),
+            LedgerLine(LedgerAccount.INSURANCE, Decimal(received)),
+        ]
+        after = account.with_balance_change(fill.realised_pnl)
+        self._record(EventType.DELEVERAGING, after, balanced(lines), detail)
+
+    def settle(self, account_id: int, amount: str) -> None:
+        """Pay some of what an account's last liquidation left unpaid."""
+        liquidation = next(event for event in reversed(self.chains[account_id]) if event.type == EventType.LIQUIDATION)
+        lines = settlement_lines(Decimal(amount))
+        detail = {"liquidation_id": liquidation.event_id, "amount": amount}
+        self._record(EventType.SETTLEMENT, self.accounts[account_id], lines, detail)
 
     def evidence(self) -> Evidence:
         heads = {account_id: chain[-1] for account_id, chain in self.chains.items()}
@@ -100,6 +134,7 @@ class Recorder:
             waiting_accounts=0,
             instruments={},
             scan=ScanReport(swept=len(self.accounts)),
+            policy=DEFAULT_POLICY,
         )
 
     def path(self) -> MarkPath:
@@ -110,7 +145,8 @@ class Recorder:
         return self._now_us
 
     def _market(self) -> Market:
-        return Market({mark.symbol: Mark(mark.price, mark.stamp_us) for mark in self.marks}, {}, self._now_us)
+        marks = {symbol: mark for step in self.marks for symbol, mark in step.marks.items()}
+        return Market(marks, {}, self._now_us)
 
     def _record(
         self, event_type: EventType, account: Account, lines: Sequence[LedgerLine], detail: dict[str, Any]
@@ -158,6 +194,11 @@ def with_event(
     return dataclasses.replace(evidence, chains={**evidence.chains, account_id: chain})
 
 
+def with_body(event: RecordedEvent, **fields: object) -> RecordedEvent:
+    """Change fields of an event's body."""
+    return dataclasses.replace(event, body={**event.body, **fields})
+
+
 def with_detail(event: RecordedEvent, **fields: object) -> RecordedEvent:
     """Change fields of an event's detail."""
-    return dataclasses.replace(event, body={**event.body, "detail": {**event.body["detail"], **fields}})
+    return with_body(event, detail={**event.body["detail"], **fields})

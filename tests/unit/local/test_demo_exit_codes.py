@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,7 +32,14 @@ PASSED, FAILED = Check("", "", ()), Check("", "", ("differs",))
 def test_the_exit_code_tells_how_it_ended(checks: list[Check], *, interrupted: bool, expected: Exit) -> None:
     result = ReplayResult(interrupted=interrupted)
     summary = Summary(
-        series=[made_series(7, 1)], accounts=1, seed=7, engine="", result=result, ledger=None, checks=checks
+        series=[made_series(7, 1)],
+        accounts=1,
+        seed=7,
+        engine="",
+        result=result,
+        ledger=None,
+        checks=checks,
+        fund=(Decimal(0), Decimal(0)),
     )
     assert exit_code(summary) == expected
 

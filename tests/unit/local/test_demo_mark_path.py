@@ -8,18 +8,21 @@ from decimal import Decimal
 import pytest
 
 from margin.domain.account import Account
+from margin.domain.market import Mark
 from margin.domain.position import Position
 from margin.domain.risk import assess
 from margin.errors import NoMarkPriceError
-from margin_local.demo.mark_path import MarkPath, PostedMark
+from margin_local.demo.mark_path import MarkPath, PostedMarks
 
 BTC, ETH = "BTC-PERP", "ETH-PERP"
 
 
 def path_of(*marks: tuple[str, str]) -> MarkPath:
-    return MarkPath(
-        [PostedMark(10 * (n + 1), symbol, Decimal(price), "") for n, (symbol, price) in enumerate(marks)], {}
-    )
+    return MarkPath([posted(10 * (n + 1), {symbol: price}) for n, (symbol, price) in enumerate(marks)], {})
+
+
+def posted(stamp_us: int, prices: dict[str, str]) -> PostedMarks:
+    return PostedMarks({symbol: Mark(Decimal(price), stamp_us) for symbol, price in prices.items()}, "")
 
 
 def account(balance: int, **quantities: int) -> Account:
@@ -41,7 +44,19 @@ def test_a_mark_is_in_force_from_its_stamp_to_the_next() -> None:
 
 def test_stamps_that_do_not_rise_are_refused() -> None:
     with pytest.raises(ValueError, match="rise"):
-        MarkPath([PostedMark(5, BTC, Decimal(1), ""), PostedMark(5, BTC, Decimal(2), "")], {})
+        MarkPath([posted(5, {BTC: "1"}), posted(5, {BTC: "2"})], {})
+
+
+def test_marks_of_one_step_are_in_force_together_and_nobody_is_judged_between_them() -> None:
+    start = posted(10, {BTC: "100", ETH: "100"})
+    together = MarkPath([start, posted(20, {BTC: "40", ETH: "40"})], {})
+    assert len(together) == 2
+    assert [together.number_at(at_us) for at_us in (9, 19, 20)] == [-1, 0, 1]
+    assert (together.price(BTC, 1), together.price(ETH, 1)) == (40, 40)
+    assert together.mark(BTC, 0) == Mark(Decimal(100), 10)
+    assert together.first_liquidatable(account(50, BTC=1, ETH=-1), 0, 2) is None
+    apart = MarkPath([start, posted(20, {BTC: "40"}), posted(21, {ETH: "40"})], {})
+    assert apart.first_liquidatable(account(50, BTC=1, ETH=-1), 0, 3) == 1
 
 
 def test_the_first_of_several_bad_marks_is_found() -> None:

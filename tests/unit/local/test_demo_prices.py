@@ -100,6 +100,20 @@ def test_files_replayed_together_have_the_same_times_and_other_symbols(here: Pat
         read_all(["btc.csv", write("late.csv", HEADER + "t1,1,1,1,1\nt3,1,1,1,1\n")])
 
 
+def test_several_files_in_one_argument_are_taken_apart_unless_it_is_the_name_of_one(here: Path) -> None:
+    rows = HEADER + "t1,1,1,1,1\n"
+    for name in ("btc.csv", "eth.csv", "my sol.csv"):
+        write(name, rows)
+    assert [one.symbol for one in read_all(["btc.csv eth.csv"])] == ["BTC-PERP", "ETH-PERP"]
+    assert [one.symbol for one in read_all(["btc.csv XRP-PERP=eth.csv"])] == ["BTC-PERP", "XRP-PERP"]
+    assert [one.source for one in read_all(["my sol.csv"])] == ["my sol.csv"]
+    assert [one.symbol for one in read_all(["btc.csv 'SOL-PERP=my sol.csv'"])] == ["BTC-PERP", "SOL-PERP"]
+    with pytest.raises(PricesError, match=r"none\.csv: cannot be read"):
+        read_all(["btc.csv none.csv"])
+    with pytest.raises(PricesError, match="No closing quotation"):
+        read_all(["btc.csv 'none.csv"])
+
+
 def test_a_made_path_is_the_same_for_the_same_seed_and_another_for_another() -> None:
     assert made_series(7, 60) == made_series(7, 60)
     assert made_series(7, 60).candles != made_series(8, 60).candles

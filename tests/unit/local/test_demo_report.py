@@ -15,8 +15,9 @@ PASSED = Check("The ledger sums to zero", "12 lines", ())
 FAILED = Check("Redis equals PostgreSQL", "3 accounts", tuple(f"account {number} differs" for number in range(12)))
 
 
-def liquidated(number: int, row: int, quantity: str, price: str, shortfall: str = "0") -> Liquidated:
-    return Liquidated(number, 1000 + number, row, ((BTC, Decimal(quantity), Decimal(price)),), Decimal(shortfall))
+def liquidated(number: int, row: int, quantity: str, price: str, shortfall: str = "0", *, partial: bool) -> Liquidated:
+    closed = ((BTC, Decimal(quantity), Decimal(price)),)
+    return Liquidated(number, 1000 + number, row, closed, Decimal(shortfall), partial)
 
 
 def summary(*checks: Check, ledger: bool = True, **changed: object) -> Summary:
@@ -30,10 +31,11 @@ def summary(*checks: Check, ledger: bool = True, **changed: object) -> Summary:
         marks_s=[0.001, 0.002, 0.004],
         at_risk=3,
         liquidated=[
-            liquidated(1, 3, "2", "100.5", "12.345"),
-            liquidated(2, 3, "-1", "90"),
-            liquidated(3, 4, "1", "80"),
+            liquidated(1, 3, "2", "100.5", "12.345", partial=False),
+            liquidated(2, 3, "-1", "90", partial=True),
+            liquidated(3, 4, "1", "80", partial=True),
         ],
+        deleveraged=Counter({1001: 2, 1002: 1}),
         elapsed_s=2.0,
     )
     for name, value in changed.items():
@@ -46,6 +48,7 @@ def summary(*checks: Check, ledger: bool = True, **changed: object) -> Summary:
         result=result,
         ledger=ledger_totals([("cash", Decimal("2987.655")), ("uncovered", Decimal("12.345"))]) if ledger else None,
         checks=checks,
+        fund=(Decimal("3.5"), Decimal("12.345")),
         left_out="" if ledger else "the stores are not known.",
     )
 
@@ -65,8 +68,11 @@ def test_the_report_tells_every_figure() -> None:
     assert "OUTSIDE_PRICE_BAND 11" in lines
     assert "liquidated notional 371.00" in lines
     assert "shortfalls 1 of 12.34" in lines
-    assert "2024-01-01T03:00:00Z 2 1 1 90 to 100.5 291.00 12.34" in lines
-    assert "2024-01-01T04:00:00Z 1 1 0 80 80.00 -" in lines
+    assert "deleveragings 3 of 2 accounts" in lines
+    assert "insurance fund has 3.50, has still to pay 12.34" in lines
+    assert "partial, whole 2 left something open, 1 left nothing" in lines
+    assert "2024-01-01T03:00:00Z 2 1 1 1 90 to 100.5 291.00 12.34" in lines
+    assert "2024-01-01T04:00:00Z 1 1 1 0 80 80.00 -" in lines
     assert "insurance 0" in lines
     assert "uncovered 12.345" in lines
     assert "sum 3000" in lines

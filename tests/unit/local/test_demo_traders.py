@@ -15,7 +15,7 @@ def opened(seed: int, accounts: int = 40) -> tuple[Traders, list[Order]]:
     traders = Traders(range(1, accounts + 1), [BTC], seed)
     for deposit in traders.first_deposits():
         traders.learn(deposit, {"balance": str(deposit.amount)})
-    orders = traders.first_orders(MARKS)
+    (orders,) = traders.first_orders(MARKS)
     for order in orders:
         traders.learn(order, answer(traders, order))
     return traders, orders
@@ -51,10 +51,40 @@ def test_a_price_at_the_mark_has_the_very_digits_of_the_mark() -> None:
 
 def test_a_liquidated_account_funds_itself_before_it_trades_again() -> None:
     traders, _ = opened(7, accounts=1)
-    traders.learn_liquidation(1)
+    traders.learn_liquidation(1, {"balance": "0", "positions": []})
     actions = [action for _ in range(1000) for action in traders.next_actions(MARKS)]
     assert actions
     assert all(isinstance(action, Deposit) for action in actions)
+
+
+def test_a_partly_liquidated_account_trades_on_with_what_it_still_holds() -> None:
+    traders, _ = opened(7, accounts=1)
+    traders.learn_liquidation(1, {"balance": "12.5", "positions": [{"symbol": BTC, "quantity": "-0.25"}]})
+    assert (traders.by_id[1].balance, traders.by_id[1].positions) == (Decimal("12.5"), {BTC: Decimal("-0.25")})
+    actions = [action for _ in range(1000) for action in traders.next_actions(MARKS)]
+    reduced = [action for action in actions if isinstance(action, Order) and action.side.value == "BUY"]
+    assert reduced
+    assert all(action.quantity <= Decimal("0.5") for action in reduced)
+
+
+def test_of_two_symbols_most_accounts_hold_both_some_on_the_same_side_and_some_hedged() -> None:
+    marks = {BTC: "8873.310", "ETH-PERP": "200"}
+    traders = Traders(range(1, 41), list(marks), 7)
+    for deposit in traders.first_deposits():
+        traders.learn(deposit, {"balance": str(deposit.amount)})
+    rounds = traders.first_orders(marks)
+    assert [{order.symbol for order in orders} for orders in rounds] == [{symbol} for symbol in marks]
+    assert all(len({order.account_id for order in orders}) == len(orders) for orders in rounds)
+    for order in (order for orders in rounds for order in orders):
+        traders.learn(order, answer(traders, order))
+    held = [
+        tuple(quantity > 0 for quantity in trader.positions.values())
+        for trader in traders.by_id.values()
+        if len(trader.positions) == 2
+    ]
+    assert len(held) > 20
+    assert {*held} == {(True, True), (True, False), (False, True), (False, False)}
+    assert all(trader.positions for trader in traders.by_id.values())
 
 
 def test_traders_add_reduce_flip_overreach_and_misprice() -> None:

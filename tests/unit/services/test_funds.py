@@ -1,4 +1,4 @@
-"""Deposits and withdrawals."""
+"""Deposits, withdrawals and contributions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from margin.caller import NOBODY
 from margin.domain.controls import ENGINE_CONTROL, ControlState, account_control
 from margin.domain.instrument import Instrument
 from margin.errors import (
@@ -18,7 +19,7 @@ from margin.errors import (
     StaleMarkPriceError,
     UnknownAccountError,
 )
-from tests.actions import BTC, buy, deposit, mark, withdraw
+from tests.actions import BTC, buy, contribute, deposit, mark, withdraw
 
 if TYPE_CHECKING:
     from tests.fakes import Exchange
@@ -155,3 +156,20 @@ async def test_deposit_whose_triggers_are_crossed_at_the_commit_is_evaluated(exc
     outcome = await deposit(exchange, 1, "1")
     assert outcome.crossed
     assert exchange.redis.accounts[1].account.positions == {}
+
+
+async def test_contribution_is_booked_to_the_fund_once_and_stopped_as_a_withdrawal_is(exchange: Exchange) -> None:
+    await deposit(exchange, 1, "100")
+    first = await contribute(exchange, 1, "40", key="gift")
+    again = await contribute(exchange, 1, "40", key="gift")
+    assert (first.event_id, again.replayed) == (again.event_id, True)
+    assert first.result == {"account_id": 1, "balance": "60", "equity": "60", "withdrawable": "60"}
+    body = exchange.history_store.chains[1][-1].body
+    assert (body["type"], body["ledger"]) == ("CONTRIBUTION", [["cash", "-40"], ["insurance", "40"]])
+    with pytest.raises(InsufficientWithdrawableError):
+        await contribute(exchange, 1, "60.00000001")
+    with pytest.raises(UnknownAccountError):
+        await contribute(exchange, 2, "1")
+    await exchange.controls.set(account_control(1), ControlState.PAUSED, "a test", NOBODY)
+    with pytest.raises(NotActiveError):
+        await contribute(exchange, 1, "1")

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
 
+from margin.contract.history import LiquidationsAnswer
+from margin.domain.account import Account
+from margin.domain.instrument import Instrument, Tier
+from margin.domain.liquidation import LiquidationPolicy, liquidate
+from margin.domain.liquidation_record import liquidation_record
+from margin.domain.market import Mark, Market
+from margin.domain.position import Position
 from margin.errors import CursorInvalidError, PostgresUnavailableError, UnknownAccountError
+from margin.http.wire import LIMIT_MAX
+from margin.ports.queries import LIQUIDATION_BYTES_MAX
 from margin.services.cursors import decode_cursor, encode_cursor
+from margin.services.history import HistoryPage
 from tests.actions import BTC, ETH, buy, deposit, mark
 
 if TYPE_CHECKING:
-    from margin.services.history import HistoryPage
     from tests.fakes import Exchange
+
+LAMBDA_ANSWER_BYTES_MAX = 6 * 1024 * 1024
 
 
 @pytest.fixture
@@ -107,3 +120,29 @@ def test_cursor_brings_back_what_it_was_made_of() -> None:
 def test_cursor_that_nobody_made_is_refused(cursor: str) -> None:
     with pytest.raises(CursorInvalidError):
         decode_cursor("kind", cursor, int)
+
+
+@pytest.mark.parametrize(("positions", "tiers"), [(1, 1), (1, 10), (8, 6), (100, 3)])
+def test_page_of_the_longest_records_fits_into_the_answer_of_a_function(positions: int, tiers: int) -> None:
+    brackets = [
+        Tier(
+            Decimal(1000 * n) if n < tiers else None,
+            Decimal("0.2") + Decimal(n) / 100,
+            Decimal("0.1") + Decimal(n) / 100,
+        )
+        for n in range(1, tiers + 1)
+    ]
+    symbols = [f"S{number}" for number in range(positions)]
+    held = {symbol: Position(symbol, Decimal(1), Decimal(100)) for symbol in symbols}
+    account = Account(1, Decimal(30 * positions), held)
+    instruments = {symbol: Instrument(symbol, tuple(brackets)) for symbol in symbols}
+    market = Market({symbol: Mark(Decimal(78), 1, 1) for symbol in symbols}, instruments, 2)
+    policy = LiquidationPolicy()
+    record = liquidation_record(account, market, policy, liquidate(account, market, policy))
+    amounts = {name: Decimal(record[name]) for name in ("equity", "maintenance_margin", "shortfall")}
+    others = {name: record[name] for name in ("reason", "positions")}
+    row = {"id": 2**53, "account_id": 2**63, **amounts, **others, "timestamp_us": 1, "record": record}
+    rows = min(LIMIT_MAX, LIQUIDATION_BYTES_MAX // len(json.dumps(record)))
+    answer = LiquidationsAnswer.of(HistoryPage([row] * rows, "cursor")).model_dump_json()
+    # The body of an answer is a JSON string inside another JSON document.
+    assert len(json.dumps(answer)) < 0.95 * LAMBDA_ANSWER_BYTES_MAX

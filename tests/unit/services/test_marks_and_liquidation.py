@@ -8,6 +8,8 @@ from decimal import Decimal
 import pytest
 
 from margin.domain.instrument import Instrument, Tier
+from margin.domain.liquidation_record import verify_liquidation
+from margin.domain.safe_zone import triggers
 from margin.errors import (
     OutcomeUnknownError,
     PostgresUnavailableError,
@@ -58,16 +60,38 @@ async def test_mark_price_liquidates_those_below_maintenance_and_anchors_the_oth
     assert _types(exchange, 2) == ["DEPOSIT", "TRADE", "LIQUIDATION"]
 
 
-async def test_liquidation_closes_all_positions_at_their_marks(exchange: Exchange) -> None:
+async def test_liquidation_closes_the_least_of_the_largest_position_and_anchors_what_remains(
+    exchange: Exchange,
+) -> None:
     await mark(exchange, "2000", ETH)
     await _longs(exchange, "12000")
     await sell(exchange, 1, "1", "2000", symbol=ETH)
     assert (await mark(exchange, "42300")).liquidated == (1,)
     hot = exchange.redis.accounts[1]
-    assert (hot.account.balance, hot.account.positions, hot.triggers) == (4300, {}, {})
+    # E = 4300, T = 1.1 * 4430: x = 573 / 0.11 of notional, in units 0.12314636.
+    assert hot.account.positions[BTC].quantity == Decimal("0.87685364")
+    assert hot.account.positions[ETH].quantity == -1
+    assert hot.account.balance == Decimal("11051.773028")
+    assert hot.triggers == triggers(hot.account, await exchange.market.market())
     (row,) = (await exchange.history.liquidations()).rows
     assert (row["equity"], row["maintenance_margin"], row["shortfall"]) == (4300, 4430, 0)
-    assert [(closed["symbol"], closed["realised_pnl"]) for closed in row["positions"]] == [(BTC, "-7700"), (ETH, "0")]
+    assert [(closed["symbol"], closed["realised_pnl"]) for closed in row["positions"]] == [(BTC, "-948.226972")]
+    assert (await mark(exchange, "42300")).at_risk == 0
+    # A little further down it happens again, to the rest.
+    assert (await mark(exchange, "41000")).liquidated == (1,)
+
+
+async def test_record_of_a_liquidation_is_enough_to_recompute_it(exchange: Exchange) -> None:
+    await mark(exchange, "2000", ETH)
+    await _longs(exchange, "12000")
+    await sell(exchange, 1, "1", "2000", symbol=ETH)
+    before = exchange.redis.accounts[1].account
+    exchange.clock.advance(7)
+    await mark(exchange, "42300")
+    (row,) = (await exchange.history.liquidations()).rows
+    assert verify_liquidation(row["record"], before) == []
+    assert row["record"]["inputs"]["marks"][ETH]["price"] == "2000"
+    assert [closed["mark_age_s"] for closed in row["positions"]] == ["0"]
 
 
 async def test_liquidation_with_a_shortfall_leaves_balance_zero_and_books_it_as_uncovered(exchange: Exchange) -> None:
@@ -273,8 +297,7 @@ async def test_account_below_maintenance_with_only_stale_marks_is_undecided_afte
     await _longs(exchange, "10000")
     await _set(exchange, "20000")
     exchange.clock.advance(11)
-    # One more read is that of the write path, which finds nothing that it may close.
-    assert await _evaluate(exchange) == (Verdict.UNDECIDED, {"read": 3, "anchored": 0, "evaluated": 1})
+    assert await _evaluate(exchange) == (Verdict.UNDECIDED, {"read": 2, "anchored": 1, "evaluated": 1})
 
 
 async def test_account_whose_symbol_has_no_mark_is_undecided_at_once(exchange: Exchange) -> None:

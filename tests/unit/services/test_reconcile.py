@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
 
+from margin.domain.event import canonical, digest
 from margin.observability import MetricName, counted, flush_metrics
+from margin.ports.audit import AuditedSettlement
 from margin.services.audit_cycle import Cycle, Stage
 from margin.services.reconcile import DIFFERENCES_MAX, PageSizes, ReconcileService
 from tests.actions import buy, deposit, mark
@@ -106,6 +109,7 @@ async def test_age_grows_until_a_cycle_is_complete(exchange: Exchange) -> None:
         Cycle(START_US, START_US - 5, Stage.ACCOUNTS, (7, 9)),
         Cycle(START_US, None, Stage.PARTITIONS, (3,)),
         Cycle(START_US, None, Stage.LEDGER, (1, 2, 3)),
+        Cycle(START_US, None, Stage.SETTLEMENT, (1, 2)),
     ],
 )
 def test_cycle_is_resumed_as_it_was_written(cycle: Cycle) -> None:
@@ -125,3 +129,66 @@ def test_cycle_that_is_done_is_followed_by_one_that_knows_it() -> None:
 )
 def test_cycle_that_cannot_be_read_is_followed_by_a_new_one(text: str) -> None:
     assert Cycle.resume(text, START_US) == Cycle(START_US)
+
+
+async def test_settlements_are_looked_at_in_pages_and_each_that_is_not_sound_is_found(exchange: Exchange) -> None:
+    history, hot = await stores(exchange)
+    sound = AuditedSettlement(
+        account_id=1, liquidation_id=5, shortfall=Decimal(10), settled=Decimal(10), unplanned=0, missing=0
+    )
+    overpaid = dataclasses.replace(sound, liquidation_id=6, settled=Decimal(11))
+    unplanned = dataclasses.replace(sound, account_id=2, unplanned=1)
+    missing = dataclasses.replace(sound, account_id=3, settled=Decimal(0), missing=2)
+    history.settled = [sound, overpaid, unplanned, missing]
+    service = ReconcileService(history, hot, PageSizes(settlements=2))
+    report = await service.reconcile()
+    assert report.complete
+    assert [(one.account_id, one.what, one.expected, one.found) for one in report.differences] == [
+        (1, "more was paid of liquidation 6 than it left unpaid", "10", "11"),
+        (2, "events of liquidation 5 happened that no step planned", "0", "1"),
+        (3, "steps of liquidation 5 are noted as executed without their event", "0", "2"),
+    ]
+
+
+async def test_liquidation_that_does_not_come_to_what_it_says_is_found(exchange: Exchange) -> None:
+    """Whoever makes the hashes anew as well cannot hide that a figure is not what its inputs come to."""
+    await mark(exchange, "50000")
+    await deposit(exchange, 1, "14000")
+    await buy(exchange, 1, "1", "50000")
+    await mark(exchange, "39000")
+    assert (await ReconcileService(*_audits(exchange)).reconcile()).differences == []
+    chain = exchange.history_store.chains[1]
+    body = {**chain[-1].body, "detail": {**chain[-1].body["detail"], "maintenance_margin_after": "1"}}
+    chain[-1] = dataclasses.replace(chain[-1], hash=digest(canonical(body)), body=body)
+    found = (await ReconcileService(*_audits(exchange)).reconcile()).differences
+    assert any("maintenance_margin_after of the liquidation is not what it comes to" in str(one) for one in found)
+
+
+async def test_ledger_of_a_liquidation_that_gives_another_house_account_the_money_is_found(exchange: Exchange) -> None:
+    await mark(exchange, "50000")
+    await deposit(exchange, 1, "10000")
+    await buy(exchange, 1, "1", "50000")
+    await mark(exchange, "39000")
+    chain = exchange.history_store.chains[1]
+    moved = [["fees" if name == "house_pnl" else name, amount] for name, amount in chain[-1].body["ledger"]]
+    body = {**chain[-1].body, "ledger": moved}
+    chain[-1] = dataclasses.replace(chain[-1], hash=digest(canonical(body)), body=body)
+    found = (await ReconcileService(*_audits(exchange)).reconcile()).differences
+    assert any("the ledger of the liquidation is not what it comes to" in str(one) for one in found)
+
+
+async def test_liquidation_by_rules_that_are_not_known_is_not_judged(exchange: Exchange) -> None:
+    await mark(exchange, "50000")
+    await deposit(exchange, 1, "10000")
+    await buy(exchange, 1, "1", "50000")
+    await mark(exchange, "39000")
+    chain = exchange.history_store.chains[1]
+    for rules in (None, 2):
+        body = {**chain[-1].body, "detail": {**chain[-1].body["detail"], "rules": rules, "equity_after": "1"}}
+        chain[-1] = dataclasses.replace(chain[-1], hash=digest(canonical(body)), body=body)
+        found = (await ReconcileService(*_audits(exchange)).reconcile()).differences
+        assert not any("of the liquidation" in str(one) for one in found)
+
+
+def _audits(exchange: Exchange) -> tuple[FakeHistoryAudit, FakeHotAudit]:
+    return FakeHistoryAudit(exchange.history_store), FakeHotAudit(exchange.redis)

@@ -63,7 +63,9 @@ class _Watched(FakeAccounts):
 
 def _scans(exchange: Exchange, accounts: FakeAccounts | None = None, **options: int) -> ScanService:
     options = {"sweep_cycle_s": 0, **options}
-    return ScanService(accounts or exchange.accounts, exchange.market, exchange.liquidations, **options)
+    return ScanService(
+        accounts or exchange.accounts, exchange.market, exchange.liquidations, exchange.warnings, **options
+    )
 
 
 # --- whom a mark crosses

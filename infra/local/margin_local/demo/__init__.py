@@ -10,5 +10,6 @@
     evidence         what the stores hold afterwards                    -> Evidence
     mark_path        mark prices in the order in which they came into force
     checks           pure functions from evidence to verdicts           -> Check
+    liquidation_checks, settlement_checks  what the checks ask of single events
     report           the result as plain text
 """

@@ -8,6 +8,7 @@ import dataclasses
 import signal
 import sys
 import time
+from decimal import Decimal
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         "--prices",
         action="append",
         metavar="FILE",
-        help="CSV with the columns time, open, high, low, close; several for several symbols, as FILE or SYMBOL=FILE. "
+        help="CSV with the columns time, open, high, low, close; several for several symbols that go "
+        "together, as FILE or SYMBOL=FILE. "
         "Without any, a path with a crash is made of the seed",
     )
     parser.add_argument(
@@ -149,8 +151,9 @@ def _demonstrate(options: argparse.Namespace, series: Sequence[PriceSeries], run
         progress = stack.enter_context(Progress(len(series[0].candles)))
         stopped = stack.enter_context(_stop_asked())
         replay.run(progress=progress.show, stopped=stopped)
-    evidence, checks = _verify(running.stores, account_ids, replay)
+    evidence, checks = _verify(running.stores, account_ids, replay, settle=options.url is None)
     replay.notice_liquidations()
+    fund = client.insurance_fund()
     summary = Summary(
         series=series,
         accounts=options.accounts,
@@ -161,16 +164,19 @@ def _demonstrate(options: argparse.Namespace, series: Sequence[PriceSeries], run
         if evidence is None
         else ledger_totals([(line.ledger_account, line.amount) for line in evidence.lines]),
         checks=checks,
+        fund=(Decimal(fund["balance"]), Decimal(fund["uncovered"])),
         left_out="" if evidence is not None else _LEFT_OUT,
     )
     print(render(summary), end="")
     return exit_code(summary)
 
 
-def _verify(stores: Settings | None, account_ids: Sequence[int], replay: Replay) -> tuple[Evidence | None, list[Check]]:
+def _verify(
+    stores: Settings | None, account_ids: Sequence[int], replay: Replay, *, settle: bool
+) -> tuple[Evidence | None, list[Check]]:
     if stores is None:
         return None, []
-    evidence = collect(stores, account_ids)
+    evidence = collect(stores, account_ids, settle=settle)
     return evidence, every_check(evidence, MarkPath(replay.result.marks, evidence.instruments))
 
 

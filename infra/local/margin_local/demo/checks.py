@@ -19,9 +19,11 @@ from margin.domain.position import Side
 from margin.domain.risk import assess
 from margin.errors import MarginError
 from margin_local.demo.evidence import steps
+from margin_local.demo.liquidation_checks import judge_liquidation
+from margin_local.demo.settlement_checks import judge_deleveraging, judge_settlement, overpaid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from margin.domain.account import Account
     from margin.domain.risk import AccountRisk
@@ -35,9 +37,13 @@ __all__ = [
     "ledger_sums_to_zero",
     "liquidations_were_due",
     "none_was_missed",
+    "shortfalls_were_paid_by_the_rules",
     "stores_agree",
     "trades_follow_the_rules",
 ]
+
+_CHANGES_NOTHING = frozenset({"MARGIN_WARNING"})
+"""Types of events that change neither balance nor positions, whenever they come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ def every_check(evidence: Evidence, path: MarkPath) -> list[Check]:
         stores_agree(evidence),
         liquidations_were_due(evidence, path),
         none_was_missed(evidence, path),
+        shortfalls_were_paid_by_the_rules(evidence),
         trades_follow_the_rules(evidence, path),
         chains_are_unbroken(evidence),
     ]
@@ -122,18 +129,20 @@ def stores_agree(evidence: Evidence) -> Check:
 
 
 def liquidations_were_due(evidence: Evidence, path: MarkPath) -> Check:
-    """Recompute every liquidation: equity strictly below maintenance margin, both as recorded, at the mark in force."""
-    failures = []
+    """Recompute every liquidation at the marks that were posted: it was due, went far enough and no further."""
+    failures: list[str] = []
     recomputed: list[AccountRisk] = []
+    count = partial = 0
     for step in _steps_of(evidence, EventType.LIQUIDATION):
-        problem, risk = _judge_liquidation(step, path)
-        if problem:
-            failures.append(f"account {step.event.account_id}, event {step.event.event_id}: {problem}")
-        if risk is not None:
-            recomputed.append(risk)
-    count = sum(1 for _ in _steps_of(evidence, EventType.LIQUIDATION))
-    figures = f"{len(recomputed):,} of {count:,} recomputed{_closest(recomputed)}"
-    return Check("Every liquidated account was below maintenance margin", figures, tuple(failures))
+        count += 1
+        partial += bool(step.after.positions)
+        judged = judge_liquidation(step, path, evidence.policy)
+        failures += _told(step, judged.problem)
+        if judged.before is not None:
+            recomputed.append(judged.before)
+    counted = f"{len(recomputed):,} of {count:,} recomputed, {partial:,} partial, {count - partial:,} whole"
+    title = "Every liquidation was due, and closed what was needed and no more"
+    return Check(title, f"{counted}{_closest(recomputed)}", tuple(failures))
 
 
 def none_was_missed(evidence: Evidence, path: MarkPath) -> Check:
@@ -141,12 +150,15 @@ def none_was_missed(evidence: Evidence, path: MarkPath) -> Check:
     failures = []
     judged = open_at_end = 0
     for chain in evidence.chains.values():
-        folded = list(steps(chain))
+        folded = [step for step in steps(chain) if step.event.type not in _CHANGES_NOTHING]
+        liquidated_at = {
+            path.number_at(step.event.body["at_us"]) for step in folded if step.event.type == EventType.LIQUIDATION
+        }
         for number, step in enumerate(folded):
             following = folded[number + 1].event if number + 1 < len(folded) else None
             if not step.after.positions:
                 continue
-            start, stop = path.number_at(step.event.body["at_us"]), _stop(path, following)
+            start, stop = path.number_at(step.event.body["at_us"]), _stop(path, following, liquidated_at)
             judged += max(0, stop - start)
             open_at_end += following is None
             try:
@@ -163,21 +175,35 @@ def none_was_missed(evidence: Evidence, path: MarkPath) -> Check:
     if not scan.complete or scan.failed:
         failures.append(f"the scan after the last mark price did not see all accounts, or failed on {scan.failed}")
     figures = (
-        f"{judged:,} pairs of open account and mark price, {open_at_end:,} accounts open at the end; "
+        f"{judged:,} pairs of open account and step of marks, {open_at_end:,} accounts open at the end; "
         f"the last scan swept {scan.swept:,}, found {len(found):,}"
     )
     return Check("No other account was liquidatable, ever", figures, tuple(failures))
 
 
+def shortfalls_were_paid_by_the_rules(evidence: Evidence) -> Check:
+    """Judge settlements and deleveragings: the first move no account's money, the second close at bankruptcy prices."""
+    events = (event for chain in evidence.chains.values() for event in chain)
+    liquidations = {event.event_id: event for event in events if event.type == EventType.LIQUIDATION}
+    failures = overpaid(evidence)
+    settled = deleveraged = 0
+    for step in _steps_of(evidence, EventType.SETTLEMENT):
+        settled += 1
+        failures += _told(step, judge_settlement(step))
+    for step in _steps_of(evidence, EventType.DELEVERAGING):
+        deleveraged += 1
+        failures += _told(step, judge_deleveraging(step, liquidations, evidence.chains))
+    figures = f"{settled:,} settlements from the insurance fund, {deleveraged:,} deleveragings"
+    return Check("What liquidated accounts left unpaid was paid by the rules", figures, tuple(failures))
+
+
 def trades_follow_the_rules(evidence: Evidence, path: MarkPath) -> Check:
     """Execute every recorded trade again, at the mark in force: it is accepted and leaves the same state and ledger."""
-    failures = []
+    failures: list[str] = []
     count = 0
     for step in _steps_of(evidence, EventType.TRADE):
         count += 1
-        problem = _judge_trade(step, path)
-        if problem:
-            failures.append(f"account {step.event.account_id}, event {step.event.event_id}: {problem}")
+        failures += _told(step, _judge_trade(step, path))
     title = "Every trade was allowed, and did what the rules say"
     return Check(title, f"{count:,} executed again at the mark price in force", tuple(failures))
 
@@ -199,34 +225,15 @@ def chains_are_unbroken(evidence: Evidence) -> Check:
     return Check("The chain of every account is unbroken", figures, tuple(failures))
 
 
+def _told(step: Step, problem: str) -> list[str]:
+    return [f"account {step.event.account_id}, event {step.event.event_id}: {problem}"] if problem else []
+
+
 def _steps_of(evidence: Evidence, event_type: EventType) -> Iterator[Step]:
     for chain in evidence.chains.values():
         for step in steps(chain):
             if step.event.type == event_type:
                 yield step
-
-
-def _judge_liquidation(step: Step, path: MarkPath) -> tuple[str, AccountRisk | None]:
-    """Say what is wrong with a liquidation ("" for nothing), and its recomputed margin."""
-    detail = step.event.body["detail"]
-    prices = {closed["symbol"]: Decimal(closed["price"]) for closed in detail["positions"]}
-    number = path.number_at(step.event.body["at_us"])
-    if set(prices) != set(step.before.positions) or step.after.positions:
-        return "it did not close exactly the positions that were open", None
-    risk = assess(step.before, path.market_of(prices))
-    for symbol, price in prices.items():
-        in_force = path.price(symbol, number)
-        if in_force != price:
-            return f"{symbol} was closed at {plain(price)}, the mark in force was {_text(in_force)}", risk
-    recorded = (Decimal(detail["equity"]), Decimal(detail["maintenance_margin"]))
-    if (risk.equity, risk.maintenance_margin) != recorded:
-        return (
-            f"equity {plain(risk.equity)} and maintenance margin {plain(risk.maintenance_margin)} were recorded as "
-            f"{plain(recorded[0])} and {plain(recorded[1])}"
-        ), risk
-    if not risk.equity < risk.maintenance_margin:
-        return f"equity {plain(risk.equity)} was not below {plain(risk.maintenance_margin)}", risk
-    return "", risk
 
 
 @exact
@@ -260,19 +267,23 @@ def _judge_trade(step: Step, path: MarkPath) -> str:
     return ""
 
 
-def _stop(path: MarkPath, following: RecordedEvent | None) -> int:
-    """Find the number before which an account had to be healthy, given its next event."""
+def _stop(path: MarkPath, following: RecordedEvent | None, liquidated_at: Collection[int]) -> int:
+    """Find the number before which an account had to be healthy, given its next event.
+
+    It had to be at the very marks of that event too, unless a liquidation came at these, with it or after it.
+    """
     if following is None:
         return len(path)
     number = path.number_at(following.body["at_us"])
-    return number if following.type == EventType.LIQUIDATION else number + 1
+    return number if number in liquidated_at else number + 1
 
 
 def _missed(account: Account, path: MarkPath, number: int, following: RecordedEvent | None) -> str:
-    mark, risk = path.marks[number], assess(account, path.market(number))
+    risk = assess(account, path.market(number))
+    marks = ", ".join(f"{symbol} {_text(path.price(symbol, number))}" for symbol in sorted(account.positions))
     after = "nothing followed" if following is None else f"what followed was {following.type} {following.event_id}"
     return (
-        f"account {account.account_id} was liquidatable at {mark.symbol} {plain(mark.price)} ({mark.label}): equity "
+        f"account {account.account_id} was liquidatable at {marks} ({path.steps[number].label}): equity "
         f"{plain(risk.equity)}, maintenance margin {plain(risk.maintenance_margin)}; {after}"
     )
 

@@ -94,6 +94,32 @@ class EngineClient:
         """Send a mark price once; the caller sees to 503 itself, since no key tells a second one from the first."""
         return self._send("POST", "/mark-price", {"symbol": symbol, "price": price})
 
+    def set_mark_prices(self, prices: Mapping[str, str]) -> Answer:
+        """Send mark prices of one moment in one request, once, as :meth:`set_mark_price` does."""
+        if len(prices) == 1:
+            ((symbol, price),) = prices.items()
+            return self.set_mark_price(symbol, price)
+        body = {"prices": [{"symbol": symbol, "price": price} for symbol, price in prices.items()]}
+        return self._send("POST", "/mark-prices", body)
+
+    def account(self, account_id: int) -> dict[str, Any]:
+        """Balance and open positions of an account, as GET /positions answers them.
+
+        Raises
+        ------
+        EngineError
+        """
+        return self._require(self._send_until_available("GET", f"/positions/{account_id}")).body
+
+    def insurance_fund(self) -> dict[str, Any]:
+        """Balance of the insurance fund and what liquidated accounts left unpaid, as GET /insurance-fund answers it.
+
+        Raises
+        ------
+        EngineError
+        """
+        return self._require(self._send_until_available("GET", "/insurance-fund")).body
+
     def liquidation_pages(self) -> Iterator[list[dict[str, Any]]]:
         """Liquidations of all accounts, newest first, page by page.
 

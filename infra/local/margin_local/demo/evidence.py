@@ -15,6 +15,7 @@ from psycopg.rows import dict_row
 from margin.domain.account import Account
 from margin.domain.chain import Link, account_of, fold
 from margin.domain.event import version_of
+from margin.domain.liquidation import LiquidationPolicy
 from margin.ports.history import HistoryAccount
 from margin.runtime import Engine
 
@@ -106,6 +107,8 @@ class Evidence:
         Configured symbols.
     scan : ScanReport
         What a scan of all accounts found after the last mark price.
+    policy : LiquidationPolicy
+        How far the engine was told to go with a liquidation.
     """
 
     chains: Mapping[int, Sequence[RecordedEvent]]
@@ -115,6 +118,7 @@ class Evidence:
     waiting_accounts: int
     instruments: Mapping[str, Instrument]
     scan: ScanReport
+    policy: LiquidationPolicy
 
 
 def steps(chain: Iterable[RecordedEvent]) -> Iterator[Step]:
@@ -126,8 +130,17 @@ def steps(chain: Iterable[RecordedEvent]) -> Iterator[Step]:
         yield Step(before, event, state)
 
 
-def collect(settings: Settings, account_ids: Collection[int]) -> Evidence:
+def collect(settings: Settings, account_ids: Collection[int], *, settle: bool = False) -> Evidence:
     """Do once more what the schedules do (store pending events, scan all accounts), then read both stores.
+
+    Parameters
+    ----------
+    settings : Settings
+        Where the stores are.
+    account_ids : collection of int
+        Whose records to read.
+    settle : bool
+        Also settle shortfalls, which may change the accounts of others; for an engine of one's own.
 
     Raises
     ------
@@ -136,21 +149,24 @@ def collect(settings: Settings, account_ids: Collection[int]) -> Evidence:
     psycopg.Error
         PostgreSQL refuses a query.
     """
-    return asyncio.run(_collect(settings, frozenset(account_ids)))
+    return asyncio.run(_collect(settings, frozenset(account_ids), settle=settle))
 
 
-async def _collect(settings: Settings, account_ids: frozenset[int]) -> Evidence:
+async def _collect(settings: Settings, account_ids: frozenset[int], *, settle: bool) -> Evidence:
     # The sweep, which needs no index, of all accounts at once.
     engine = Engine(dataclasses.replace(settings, sweep_cycle_s=0))
     try:
         scan = await engine.scans.scan()
         await engine.drain.drain()
+        if settle:
+            await engine.settlement.settle()
         waiting_accounts, _ = await engine.accounts.pending_stats()
         return Evidence(
             redis=await _redis_accounts(engine, account_ids),
             waiting_accounts=waiting_accounts,
             instruments=(await engine.market.market()).instruments,
             scan=scan,
+            policy=LiquidationPolicy(settings.liquidation_buffer, settings.liquidation_remaining_notional_min),
             **_rows(settings, account_ids),
         )
     finally:

@@ -10,6 +10,8 @@ from margin.clients import keys
 from margin.errors import RedisUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from margin.config import Settings
 
 __all__ = ["MarkStamps"]
@@ -39,18 +41,19 @@ class MarkStamps:
             decode_responses=True,
         )
 
-    def read(self, symbol: str) -> int:
-        """Stamp of the symbol's present mark in microseconds, 0 when it has none.
+    def read(self, symbols: Sequence[str]) -> dict[str, int]:
+        """Stamps of the symbols' present marks in microseconds, 0 of one that has none.
 
         Raises
         ------
         RedisUnavailableError
         """
         try:
-            return int(self._redis.hget(self._key, symbol) or 0)
+            stamps = self._redis.hmget(self._key, list(symbols))
         except redis.RedisError as error:
             message = f"Redis does not tell when a mark price came into force: {error}"
             raise RedisUnavailableError(message) from error
+        return {symbol: int(stamp or 0) for symbol, stamp in zip(symbols, stamps, strict=True)}
 
     def close(self) -> None:
         """Close the connection."""

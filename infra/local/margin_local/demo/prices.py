@@ -6,6 +6,7 @@ import csv
 import io
 import random
 import re
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -76,13 +77,14 @@ def read_all(arguments: Sequence[str]) -> list[PriceSeries]:
     Parameters
     ----------
     arguments : sequence of str
-        Each a FILE, whose name begins with what becomes the symbol (``btc-usd.csv``: BTC-PERP), or SYMBOL=FILE.
+        Each a FILE, whose name begins with what becomes the symbol (``btc-usd.csv``: BTC-PERP), or SYMBOL=FILE, or
+        several of them with spaces between, as shells quote them.
 
     Raises
     ------
     PricesError
     """
-    every = [read_series(argument) for argument in arguments]
+    every = [read_series(file) for argument in arguments for file in _files(argument)]
     first = every[0]
     for position, series in enumerate(every[1:], start=1):
         if series.symbol in {earlier.symbol for earlier in every[:position]}:
@@ -147,6 +149,17 @@ def made_series(seed: int, rows: int = MADE_ROWS) -> PriceSeries:
         candles.append(Candle(time, *(_from_cents(price) for price in (cents, high, low, close))))
         cents = close
     return PriceSeries(DEFAULT_SYMBOL, tuple(candles), f"made of seed {seed}: a random walk with a crash")
+
+
+def _files(argument: str) -> list[str]:
+    """Take an argument apart, unless it is one file with spaces in its name."""
+    symbol, _, file = argument.partition("=")
+    if Path(argument).exists() or (_SYMBOL.fullmatch(symbol) and Path(file).exists()):
+        return [argument]
+    try:
+        return shlex.split(argument) or [argument]
+    except ValueError as error:
+        raise PricesError(f"{argument}: {error}") from error
 
 
 def _from_cents(cents: int) -> str:

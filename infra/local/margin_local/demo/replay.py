@@ -11,12 +11,14 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from margin.domain.decimals import plain
+from margin.domain.deleveraging import AUTO_DELEVERAGING
+from margin.domain.market import Mark
 from margin_local.demo.engine_process import EngineError
-from margin_local.demo.mark_path import PostedMark
+from margin_local.demo.mark_path import PostedMarks
 from margin_local.demo.traders import Deposit, Order, Traders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from margin_local.demo.engine_client import Answer, EngineClient
     from margin_local.demo.mark_stamps import MarkStamps
@@ -32,13 +34,17 @@ _MARK_WAIT_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Liquidated:
-    """A liquidation as the engine tells it, and the row whose mark price brought it."""
+    """A liquidation as the engine tells it, and the row whose mark price brought it.
+
+    ``positions`` are symbol, quantity closed and price; ``partial``: it left the account something open.
+    """
 
     liquidation_id: int
     account_id: int
     row: int
     positions: tuple[tuple[str, Decimal, Decimal], ...]
     shortfall: Decimal
+    partial: bool
 
     @property
     def notional(self) -> Decimal:
@@ -60,16 +66,18 @@ class ReplayResult:
     marks_posted: int = 0
     marks_s: list[float] = field(default_factory=list)
     at_risk: int = 0
-    marks: list[PostedMark] = field(default_factory=list)
+    marks: list[PostedMarks] = field(default_factory=list)
     liquidated: list[Liquidated] = field(default_factory=list)
+    deleveraged: Counter[int] = field(default_factory=Counter)
     elapsed_s: float = 0.0
 
 
 class Replay:
     """One replay of some series, row by row and leg by leg.
 
-    Marks are posted one after the other; trades are sent side by side, one account's never with each other, after one
-    mark was answered and before the next is posted. So every trade stands between two known marks.
+    The marks of one leg are posted together, in one request, and one leg after the other; trades are sent side by side,
+    one account's never with each other, after the marks of one leg were answered and before the next are posted. So
+    every trade stands between two known steps.
 
     Parameters
     ----------
@@ -98,11 +106,12 @@ class Replay:
         self._run_id = run_id
         self._requests = 0
         self._marks: dict[str, str] = {}
+        self._opened = False
         self._seen: set[int] = set()
         self.result = ReplayResult()
 
     def run(self, *, progress: Callable[[ReplayResult], None], stopped: Callable[[], bool]) -> None:
-        """Replay everything, or what there was until ``stopped`` says so, which it is asked between two marks.
+        """Replay everything, or what there was until ``stopped`` says so, which it is asked between two steps.
 
         Raises
         ------
@@ -126,65 +135,86 @@ class Replay:
         self.result.elapsed_s = time.monotonic() - started_s
 
     def notice_liquidations(self) -> None:
-        """Take in liquidations that were not noticed yet.
+        """Take in liquidations and deleveragings that were not noticed yet, and what they left their accounts.
 
         Raises
         ------
         EngineError
         """
+        for row in reversed(self._unseen()):
+            account_id = row["account_id"]
+            if account_id not in self._traders.by_id:
+                continue
+            left = self._client.account(account_id)
+            if row["reason"] == AUTO_DELEVERAGING:
+                self.result.deleveraged[account_id] += 1
+            else:
+                self.result.liquidated.append(_liquidated(row, self._row, partial=bool(left["positions"])))
+            self._traders.learn_liquidation(account_id, left)
+
+    def _unseen(self) -> list[dict[str, Any]]:
+        """Liquidations that were not noticed yet, newest first."""
+        unseen: list[dict[str, Any]] = []
         for page in self._client.liquidation_pages():
             news = [row for row in page if row["id"] not in self._seen]
             if not news:
-                return
+                break
             self._seen.update(row["id"] for row in news)
-            for row in news:
-                if row["account_id"] in self._traders.by_id:
-                    self.result.liquidated.append(_liquidated(row, self._row))
-                    self._traders.learn_liquidation(row["account_id"])
+            unseen += news
+        return unseen
 
     @property
     def _row(self) -> int:
         return min(self.result.rows_done, len(self._series[0].candles) - 1)
 
     def _replay_row(self, pool: ThreadPoolExecutor, row: int, stopped: Callable[[], bool]) -> bool:
-        """Post the four prices of a row, trades after each; False when it was stopped before its end."""
+        """Post the prices of a row, those of a leg together, trades after each; False when it was stopped midway."""
         for leg in zip(*(series.candles[row].legs() for series in self._series), strict=True):
-            for series, (name, price) in zip(self._series, leg, strict=True):
-                if stopped():
-                    return False
-                self._post_mark(series.symbol, price, f"{series.candles[row].time} {name}")
-            first = len(self._marks) == len(self._series) == self.result.marks_posted
-            orders = self._traders.first_orders(self._marks) if first else self._traders.next_actions(self._marks)
-            self._act(pool, orders)
+            if stopped():
+                return False
+            prices = {series.symbol: price for series, (_, price) in zip(self._series, leg, strict=True)}
+            names = " and ".join(dict.fromkeys(name for name, _ in leg))
+            self._post_marks(prices, f"{self._series[0].candles[row].time} {names}")
+            self._trade(pool)
         return True
 
-    def _post_mark(self, symbol: str, price: str, label: str) -> None:
+    def _trade(self, pool: ThreadPoolExecutor) -> None:
+        if self._opened:
+            self._act(pool, self._traders.next_actions(self._marks))
+            return
+        self._opened = True
+        for orders in self._traders.first_orders(self._marks):
+            self._act(pool, orders)
+
+    def _post_marks(self, prices: Mapping[str, str], label: str) -> None:
+        named = ", ".join(f"{symbol} {price}" for symbol, price in prices.items())
         for _ in range(_MARK_TRIES_MAX):
             begun_s = time.perf_counter()
-            answer = self._client.set_mark_price(symbol, price)
+            answer = self._client.set_mark_prices(prices)
             taken_s = time.perf_counter() - begun_s
-            # Also after a 503: the price may be in force all the same, and accounts may be judged by it.
-            self._record_stamp(symbol, price, label)
+            # Also after a 503: the prices may be in force all the same, and accounts may be judged by them.
+            self._record_stamps(prices, label)
             if answer.accepted:
                 break
             if answer.status != HTTPStatus.SERVICE_UNAVAILABLE:
-                raise EngineError(f"mark price {price} of {symbol} ({label}) is refused: {answer.status} {answer.code}")
+                raise EngineError(f"mark prices {named} ({label}) are refused: {answer.status} {answer.code}")
             time.sleep(_MARK_WAIT_S)
         else:
-            raise EngineError(f"mark price {price} of {symbol} ({label}) is not taken: {answer.code}")
-        self._marks[symbol] = price
-        self.result.marks_posted += 1
+            raise EngineError(f"mark prices {named} ({label}) are not taken: {answer.code}")
+        self._marks.update(prices)
+        self.result.marks_posted += len(prices)
         self.result.marks_s.append(taken_s)
         self.result.at_risk += answer.body["at_risk"]
         if answer.body["at_risk"]:
             self.notice_liquidations()
 
-    def _record_stamp(self, symbol: str, price: str, label: str) -> None:
+    def _record_stamps(self, prices: Mapping[str, str], label: str) -> None:
         if self._stamps is None:
             return
-        stamp_us = self._stamps.read(symbol)
-        if not self.result.marks or stamp_us > self.result.marks[-1].stamp_us:
-            self.result.marks.append(PostedMark(stamp_us, symbol, Decimal(price), label))
+        stamps = self._stamps.read(tuple(prices))
+        if not self.result.marks or min(stamps.values()) > self.result.marks[-1].stamp_us:
+            marks = {symbol: Mark(Decimal(price), stamps[symbol]) for symbol, price in prices.items()}
+            self.result.marks.append(PostedMarks(marks, label))
 
     def _act(self, pool: ThreadPoolExecutor, actions: Sequence[Deposit | Order]) -> None:
         """Execute actions of different accounts side by side; what is learnt from them has a fixed order."""
@@ -221,7 +251,7 @@ class Replay:
             result.trades_refused[answer.code] += 1
 
 
-def _liquidated(row: dict[str, Any], candle: int) -> Liquidated:
+def _liquidated(row: dict[str, Any], candle: int, *, partial: bool) -> Liquidated:
     return Liquidated(
         liquidation_id=row["id"],
         account_id=row["account_id"],
@@ -230,4 +260,5 @@ def _liquidated(row: dict[str, Any], candle: int) -> Liquidated:
             (closed["symbol"], Decimal(closed["quantity"]), Decimal(closed["price"])) for closed in row["positions"]
         ),
         shortfall=Decimal(row["shortfall"]),
+        partial=partial,
     )

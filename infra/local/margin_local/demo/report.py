@@ -42,6 +42,8 @@ class Summary:
     ledger : mapping of str to Decimal, or None
         Sum of each ledger account; None when PostgreSQL was not read.
     checks : sequence of Check
+    fund : tuple of Decimal
+        What the engine's insurance fund has, and what liquidated accounts left unpaid, all accounts together.
     left_out : str
         Why checks were left out; "" when none was.
     """
@@ -53,6 +55,7 @@ class Summary:
     result: ReplayResult
     ledger: Mapping[str, Decimal] | None
     checks: Sequence[Check]
+    fund: tuple[Decimal, Decimal]
     left_out: str = ""
 
 
@@ -115,6 +118,8 @@ def _replay_rows(summary: Summary) -> list[tuple[str, str]]:
     )
     rate = result.marks_posted / result.elapsed_s if result.elapsed_s else 0.0
     rows.append(("time", f"{result.elapsed_s:.1f} s, trades included: {rate:,.0f} mark prices/s"))
+    if len(summary.series) > 1:
+        rows.append(("symbols", f"{len(summary.series)}, all prices of one moment in one request"))
     if result.marks_s:
         ordered = sorted(result.marks_s)
         median, late = ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
@@ -141,19 +146,27 @@ def _liquidations(summary: Summary) -> str:
     by_row: dict[int, list[Liquidated]] = defaultdict(list)
     for liquidated in everyone:
         by_row[liquidated.row].append(liquidated)
-    rows: list[tuple[str, ...]] = [("time", "accounts", "long", "short", "mark price", "notional", "shortfall")]
+    columns = ("time", "liquidations", "partial", "long", "short", "mark price", "notional", "shortfall")
+    rows: list[tuple[str, ...]] = [columns]
     rows += [_liquidation_row(summary.series[0].candles[row].time, by_row[row]) for row in sorted(by_row)]
     rows.append(_total_row(everyone))
     accounts = len({liquidated.account_id for liquidated in everyone})
+    partial = sum(liquidated.partial for liquidated in everyone)
     short = [liquidated.shortfall for liquidated in everyone if liquidated.shortfall]
     totals = table(
         [
             ("liquidations", f"{len(everyone):,} of {accounts:,} accounts in {len(by_row):,} rows"),
+            ("partial, whole", f"{partial:,} left something open, {len(everyone) - partial:,} left nothing"),
             ("liquidated notional", _money(sum((one.notional for one in everyone), start=Decimal(0)))),
             ("shortfalls", f"{len(short):,} of {_money(sum(short, start=Decimal(0)))}"),
+            (
+                "deleveragings",
+                f"{summary.result.deleveraged.total():,} of {len(summary.result.deleveraged):,} accounts",
+            ),
+            ("insurance fund", f"has {_money(summary.fund[0])}, has still to pay {_money(summary.fund[1])}"),
         ]
     )
-    return f"{totals}\n\n{table(rows, right=(1, 2, 3, 5, 6), header=True)}"
+    return f"{totals}\n\n{table(rows, right=(1, 2, 3, 4, 6, 7), header=True)}"
 
 
 def _liquidation_row(time: str, liquidated: Sequence[Liquidated]) -> tuple[str, ...]:
@@ -170,10 +183,11 @@ def _total_row(everyone: Sequence[Liquidated]) -> tuple[str, ...]:
     return ("all", *_counts(everyone), "", *_sums(everyone))
 
 
-def _counts(liquidated: Sequence[Liquidated]) -> tuple[str, str, str]:
+def _counts(liquidated: Sequence[Liquidated]) -> tuple[str, str, str, str]:
     quantities = [quantity for one in liquidated for _, quantity, _ in one.positions]
     longs = sum(quantity > 0 for quantity in quantities)
-    return f"{len(liquidated):,}", f"{longs:,}", f"{len(quantities) - longs:,}"
+    partial = sum(one.partial for one in liquidated)
+    return f"{len(liquidated):,}", f"{partial:,}", f"{longs:,}", f"{len(quantities) - longs:,}"
 
 
 def _sums(liquidated: Sequence[Liquidated]) -> tuple[str, str]:

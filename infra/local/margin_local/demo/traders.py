@@ -19,6 +19,7 @@ DEPOSIT_HUNDREDS: Final = (10, 1_000)
 LEVERAGE_PCT: Final = (100, 480)
 
 _ACTS_PER_10_000 = 75
+_OPENS_TOO_PCT = 75
 _BALANCE_MIN = Decimal(100)
 _HUNDRED = Decimal(100)
 _SKEWED_PCT = 30
@@ -53,7 +54,7 @@ class Order:
 
 @dataclass(slots=True)
 class Trader:
-    """What one account's owner knows: the balance (None: not heard yet since a liquidation) and the open positions."""
+    """What one account's owner knows: the balance (None: not heard yet) and the open positions."""
 
     account_id: int
     balance: Decimal | None = None
@@ -89,10 +90,21 @@ class Traders:
         """Deposit into every account, which opens it."""
         return [self._deposit(trader) for trader in self.by_id.values()]
 
-    def first_orders(self, marks: Mapping[str, str]) -> list[Order]:
-        """Everybody's first position, long or short, at 1x to 4.8x the balance."""
-        orders = (self._open(trader, self._symbol(), marks) for trader in self.by_id.values())
-        return [order for order in orders if order is not None]
+    def first_orders(self, marks: Mapping[str, str]) -> list[list[Order]]:
+        """Everybody's first positions, long or short, at 1x to 4.8x of an equal share of the balance for each symbol.
+
+        One list for each symbol, to be sent one after the other: most hold all of them, each at least one.
+        """
+        chosen = {
+            trader.account_id: {self._symbol(), *(one for one in self._symbols if self._of_100(_OPENS_TOO_PCT))}
+            for trader in self.by_id.values()
+        }
+        rounds = []
+        for symbol in self._symbols:
+            openers = (trader for trader in self.by_id.values() if symbol in chosen[trader.account_id])
+            orders = (self._open(trader, symbol, marks) for trader in openers)
+            rounds.append([order for order in orders if order is not None])
+        return rounds
 
     def next_actions(self, marks: Mapping[str, str]) -> list[Deposit | Order]:
         """Let some of the accounts act at these marks, once each at most."""
@@ -110,9 +122,18 @@ class Traders:
             if position is not None:
                 trader.positions[action.symbol] = Decimal(position["quantity"])
 
-    def learn_liquidation(self, account_id: int) -> None:
-        """Take in that an account was liquidated: it rests until its owner funds it anew."""
-        self.by_id[account_id] = Trader(account_id)
+    def learn_liquidation(self, account_id: int, body: Mapping[str, Any]) -> None:
+        """Take in what a liquidation or a deleveraging left; with nothing much it rests until it is funded anew.
+
+        Parameters
+        ----------
+        account_id : int
+        body : mapping
+            Balance and positions, as the engine answers them.
+        """
+        trader = self.by_id[account_id]
+        trader.balance = Decimal(body["balance"])
+        trader.positions = {held["symbol"]: Decimal(held["quantity"]) for held in body["positions"]}
 
     def _next(self, trader: Trader, marks: Mapping[str, str]) -> Deposit | Order | None:
         if not trader.positions and (trader.balance is None or trader.balance < _BALANCE_MIN):
@@ -177,10 +198,13 @@ class Traders:
 
     def _price(self, mark: str) -> str:
         """At the mark, sometimes a little beside it."""
-        if self._chance.randrange(100) >= _SKEWED_PCT:
+        if not self._of_100(_SKEWED_PCT):
             return mark
         beside = round_down(Decimal(mark) * (10_000 + self._chance.randint(-_SKEW_BP, _SKEW_BP)) / 10_000)
         return plain(beside) if beside > 0 else mark
+
+    def _of_100(self, percent: int) -> bool:
+        return self._chance.randrange(100) < percent
 
     def _symbol(self) -> str:
         return self._chance.choice(self._symbols)

@@ -46,14 +46,33 @@ local function score_of(written)
   return tonumber(written)
 end
 
--- Puts the account's triggers in place, writes only what differs, and says whether one is crossed by the mark in force.
--- triggers: list of {symbol, side, score as text}.
-local function set_triggers(account_id, triggers)
+-- Accounts of which a price crosses a trigger, those that are crossed furthest first.
+local function crossed_in(index, symbol, price, named_max)
+  local floors, ceilings = key(index .. ':' .. symbol .. ':floor'), key(index .. ':' .. symbol .. ':ceiling')
+  local named = redis.call('ZREVRANGEBYSCORE', floors, '+inf', price, 'LIMIT', 0, named_max)
+  for _, account_id in ipairs(redis.call('ZRANGEBYSCORE', ceilings, '-inf', price, 'LIMIT', 0, named_max - #named)) do
+    named[#named + 1] = account_id
+  end
+  return named
+end
+
+local function drop_from(index, account_id, symbol)
+  redis.call('ZREM', key(index .. ':' .. symbol .. ':floor'), account_id)
+  redis.call('ZREM', key(index .. ':' .. symbol .. ':ceiling'), account_id)
+end
+
+local function drop_triggers(account_id, symbol)
+  drop_from('triggers', account_id, symbol)
+  drop_from('warnings', account_id, symbol)
+end
+
+-- Puts triggers of one index in place, writes only what differs, and says whether one is crossed by the mark in force.
+local function place(index, account_id, triggers)
   local crossed = false
   for _, trigger in ipairs(triggers) do
     local symbol, side, score = trigger[1], trigger[2], trigger[3]
-    local own = key('triggers:' .. symbol .. ':' .. side)
-    local other = key('triggers:' .. symbol .. ':' .. (side == 'floor' and 'ceiling' or 'floor'))
+    local own = key(index .. ':' .. symbol .. ':' .. side)
+    local other = key(index .. ':' .. symbol .. ':' .. (side == 'floor' and 'ceiling' or 'floor'))
     local present = redis.call('ZSCORE', own, account_id)
     if not present or tonumber(present) ~= score_of(score) then
       redis.call('ZADD', own, score, account_id)
@@ -66,9 +85,25 @@ local function set_triggers(account_id, triggers)
   return crossed
 end
 
-local function drop_triggers(account_id, symbol)
-  redis.call('ZREM', key('triggers:' .. symbol .. ':floor'), account_id)
-  redis.call('ZREM', key('triggers:' .. symbol .. ':ceiling'), account_id)
+-- Puts the account's triggers in place, and says whether one of liquidation is crossed. Each list has {symbol, side, score as text};
+-- `triggers` has one for every position, `warnings` for every one or for none.
+local function set_triggers(account_id, triggers, warnings)
+  if #warnings == 0 then
+    for _, trigger in ipairs(triggers) do
+      drop_from('warnings', account_id, trigger[1])
+    end
+  end
+  place('warnings', account_id, warnings)
+  return place('triggers', account_id, triggers)
+end
+
+-- Whether an account has had its margin warning: '1' or ''.
+local function mark_warned(account_id, warned)
+  if warned == '' then
+    redis.call('HDEL', key('warned'), account_id)
+  else
+    redis.call('HSET', key('warned'), account_id, warned)
+  end
 end
 
 local function write_position(account_id, position)
@@ -87,6 +122,17 @@ end
 local function now_us()
   local time = redis.call('TIME')
   return string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]))
+end
+
+-- When the mark of a symbol was stored, and when it was observed; nil where that is not known. A time stands beside the stamp that it belongs
+-- to: one beside another stamp is that of a mark which a release that keeps no times has replaced.
+local function stamp_and_time(symbol)
+  local stamp = redis.call('HGET', key('mark_stamps'), symbol)
+  local of, time = string.match(text(redis.call('HGET', key('mark_times'), symbol)), '^(%d+):(-?%d+)$')
+  if of ~= stamp then
+    time = nil
+  end
+  return stamp or nil, time
 end
 
 -- Pending events are "id body"; the id is all that a script needs of most of them.

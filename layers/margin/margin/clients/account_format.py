@@ -24,16 +24,25 @@ if TYPE_CHECKING:
     from margin.ports.history import HistoryKey
 
 
+def mark_of(price: str, stamp: str, kept_time: str | None) -> Mark:
+    """Read a mark and when it was observed, which nobody knows where the time that is kept belongs to another stamp.
+
+    A release that keeps no times replaces price and stamp, and leaves the time of the mark before.
+    """
+    of, _, time = (kept_time or "").partition(":")
+    return Mark(Decimal(price), int(stamp), int(time) if time and of == stamp else None)
+
+
 def market_and_positions(rows: list[list[str]], now_us: int) -> tuple[Market, dict[str, Position]]:
-    """Read rows of symbol, quantity, entry cost, mark price, stamp and instrument; empty where there is none."""
+    """Read rows of symbol, quantity, entry cost, mark price, its stamp, kept time, instrument; empty where none is."""
     marks: dict[str, Mark] = {}
     instruments: dict[str, Instrument] = {}
     positions: dict[str, Position] = {}
-    for symbol, quantity, entry_cost, price, stamp, instrument in rows:
+    for symbol, quantity, entry_cost, price, stamp, time, instrument in rows:
         if quantity:
             positions[symbol] = Position(symbol, Decimal(quantity), Decimal(entry_cost))
         if price:
-            marks[symbol] = Mark(Decimal(price), int(stamp))
+            marks[symbol] = mark_of(price, stamp, time)
         if instrument:
             instruments[symbol] = parse_instrument(instrument)
     return Market(marks, instruments, now_us), positions
@@ -86,6 +95,8 @@ def commit_fields(commit: Commit) -> dict[str, Any]:
         "balance": event.balance,
         "positions": [position_fields(symbol, commit.account) for symbol in event.positions],
         "triggers": trigger_fields(commit.triggers),
+        "warnings": trigger_fields(commit.warnings),
+        "warned": "1" if commit.warned else "",
         "instruments": [[symbol, str(version)] for symbol, version in commit.instrument_versions.items()],
         "controls": [list(control) for control in commit.controls.items()],
         "hold": commit.hold,
@@ -107,6 +118,7 @@ def load_fields(load: AccountLoad) -> dict[str, Any]:
         "positions": [position_fields(symbol, account) for symbol in account.positions],
         "swept_symbols": list(load.swept_symbols),
         "triggers": trigger_fields(load.triggers),
+        "warnings": trigger_fields(load.warnings),
         "keys": [[key.key, key_record(key), str(ttl_ms(key.ttl_s))] for key in load.keys],
         "kept_keys": list(load.kept_keys),
     }

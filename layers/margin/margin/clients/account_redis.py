@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from margin.domain.event import StoredEvent
-    from margin.domain.safe_zone import Trigger
+    from margin.domain.safe_zone import Trigger, TriggerSide
     from margin.ports.history import HistoryKey, RememberedKey
 
 
@@ -75,6 +75,7 @@ _RESTORE_KEYS = Script("restore_keys")
 _DROP = Script("drop_account")
 _SWEEP = Script("sweep_accounts")
 _CROSSED = Script("crossed_accounts")
+_TO_WARN = Script("accounts_to_warn")
 _HOLD = Script("hold_account")
 _FORGET_KEYS = Script("forget_keys")
 
@@ -99,7 +100,7 @@ class AccountRedisClient(BaseRedisClient):
         StateNotLoadedError, RedisUnavailableError
         """
         reply = await self.ask(_READ, self._partition(account_id), self.partitions, account_id, symbol, key)
-        _, epoch, now_us, balance, version, chain_hash, rows, controls, record, pending, hold = reply
+        _, epoch, now_us, balance, version, chain_hash, rows, controls, record, pending, hold, warned = reply
         market, positions = market_and_positions(rows, int(now_us))
         account = Account(account_id, Decimal(balance), positions) if version else None
         return AccountView(
@@ -110,6 +111,7 @@ class AccountRedisClient(BaseRedisClient):
             market=market,
             controls=dict(controls),
             hold=hold,
+            warned=bool(warned),
             replay=stored_result(record, pending) if record else None,
         )
 
@@ -133,19 +135,28 @@ class AccountRedisClient(BaseRedisClient):
         return Committed(int(reply[1]), bool(reply[2]), stored_events(reply[3]))
 
     async def anchor(
-        self, account_id: int, version: str, triggers: Mapping[str, Trigger], *, epoch: int | None = None
+        self,
+        account_id: int,
+        version: str,
+        triggers: Mapping[str, Trigger],
+        *,
+        warnings: Mapping[str, Trigger] | None = None,
+        warned: bool = False,
+        epoch: int | None = None,
     ) -> bool | None:
         """Replace the triggers of an account that was evaluated and found healthy, in ``epoch`` where one is given.
 
         Returns
         -------
         bool or None
-            Whether one is crossed by the mark now in force; None when the account is no longer at ``version``.
+            Whether one of liquidation is crossed by the mark now in force; None when the account is no longer at
+            ``version``.
         """
-        fields = json.dumps(trigger_fields(triggers))
+        fields = json.dumps([trigger_fields(triggers), trigger_fields(warnings or {})])
         seen_in = "" if epoch is None else epoch
+        marked = "1" if warned else ""
         partition = self._partition(account_id)
-        reply = await self.run(_ANCHOR, partition, self.partitions, account_id, version, fields, seen_in)
+        reply = await self.run(_ANCHOR, partition, self.partitions, account_id, version, fields, seen_in, marked)
         return None if reply[0] == "CONFLICT" else bool(reply[1])
 
     async def pending(self, account_ids: Sequence[int]) -> dict[int, tuple[StoredEvent, ...]]:
@@ -232,17 +243,29 @@ class AccountRedisClient(BaseRedisClient):
         ------
         StateNotLoadedError, RedisUnavailableError
         """
-        reply = await self.ask(_SWEEP, partition, self.partitions, cursor, ACCOUNTS_PER_PAGE)
-        _, next_cursor, rows, market, now_us = reply
-        accounts = tuple(
-            IndexedAccount(
-                account_row(account_id, balance, version, [held[:3] for held in positions]),
-                {held[0]: trigger for held in positions if (trigger := trigger_of(held[0], *held[3:])) is not None},
-            )
-            for account_id, balance, version, positions in rows
-        )
-        marks, _ = market_and_positions([[symbol, "", "", *fields] for symbol, *fields in market], int(now_us))
-        return SweepPage(next_cursor, accounts, marks)
+        return _sweep_page(await self.ask(_SWEEP, partition, self.partitions, cursor, ACCOUNTS_PER_PAGE))
+
+    async def holders(self, partition: int, symbol: str, side: TriggerSide, cursor: str) -> SweepPage:
+        """Read some accounts that hold a symbol on one side, as `sweep` does, those furthest from their trigger first.
+
+        The cursor is a place in the index: who moves in it meanwhile can be seen twice or not at all.
+
+        Raises
+        ------
+        StateNotLoadedError, RedisUnavailableError
+        """
+        where = (self.partitions, cursor, ACCOUNTS_PER_PAGE, symbol, str(side))
+        return _sweep_page(await self.ask(_SWEEP, partition, *where))
+
+    async def to_warn(self, partition: int, limit: int) -> tuple[int, ...]:
+        """Accounts of which a mark in force crosses a trigger of the warning, at most ``limit`` of each symbol.
+
+        Raises
+        ------
+        StateNotLoadedError, RedisUnavailableError
+        """
+        _, named = await self.ask(_TO_WARN, partition, self.partitions, limit)
+        return tuple(dict.fromkeys(int(account_id) for account_id in named))
 
     async def sweep_progress(self, partition: int) -> SweepProgress:
         """Read how far the sweep of a partition has got."""
@@ -400,3 +423,18 @@ class AccountRedisClient(BaseRedisClient):
 
     def _partition(self, account_id: int) -> int:
         return keys.partition_of(account_id, self.partitions)
+
+
+def _sweep_page(reply: list[Any]) -> SweepPage:
+    _, next_cursor, rows, market, now_us = reply
+    accounts = tuple(
+        IndexedAccount(
+            account_row(account_id, balance, version, [held[:3] for held in positions]),
+            {held[0]: trigger for held in positions if (trigger := trigger_of(held[0], *held[3:5])) is not None},
+            {held[0]: trigger for held in positions if (trigger := trigger_of(held[0], *held[5:])) is not None},
+            bool(warned),
+        )
+        for account_id, balance, version, positions, warned in rows
+    )
+    marks, _ = market_and_positions([[symbol, "", "", *fields] for symbol, *fields in market], int(now_us))
+    return SweepPage(next_cursor, accounts, marks)

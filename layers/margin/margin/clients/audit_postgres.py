@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from margin.clients.postgres_pool import PostgresPool, Row
 from margin.domain.chain import Link
-from margin.ports.audit import AuditedAccount, AuditedEvent, LedgerPage
+from margin.ports.audit import AuditedAccount, AuditedEvent, AuditedSettlement, LedgerPage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +83,58 @@ _LEDGER = """
     left join (select * from page order by account_id desc, event_id desc, line desc limit 1) as last on true
 """
 
+# Of a deleveraging the row is that of its own event; of a liquidation all steps that were planned for it.
+_SETTLEMENTS = """
+    with page as (
+        select account_id, id, shortfall, reason
+        from liquidations
+        where (account_id, id) > (%(account_id)s, %(liquidation_id)s)
+            and (shortfall > 0 or reason = 'AUTO_DELEVERAGING')
+        order by account_id, id
+        limit %(limit)s
+    )
+    select page.account_id, page.id as liquidation_id, shortfall, coalesce(payments.settled, 0) as settled,
+        coalesce(payments.unplanned, 0) + (
+            select count(*)
+            from events
+            where reason = 'AUTO_DELEVERAGING' and (events.account_id, events.event_id) = (page.account_id, page.id)
+                and not exists (
+                    select from settlement_outcomes as step
+                    where (step.executed_on, step.after_n) = (events.account_id, events.n - 1)
+                        and step.key = events.key and step.event_id = events.event_id
+                )
+        ) as unplanned,
+        (
+            select count(*)
+            from settlement_outcomes as step
+            where (step.account_id, step.liquidation_id) = (page.account_id, page.id) and outcome = 'executed'
+                and not exists (
+                    select from events
+                    where (events.account_id, events.n) = (step.executed_on, step.after_n + 1)
+                        and events.key = step.key and events.event_id = step.event_id
+                        and events.body -> 'detail' ->> 'liquidation_id' = step.liquidation_id::text
+                )
+        ) as missing
+    from page
+    cross join lateral (
+        select sum(paid.amount) as settled,
+            count(*) filter (
+                where not exists (
+                    select from settlement_outcomes as step
+                    where (step.executed_on, step.after_n) = (events.account_id, events.n - 1)
+                        and step.key = events.key and step.event_id = events.event_id
+                )
+            ) as unplanned
+        from events
+        left join ledger_lines as paid
+            on (paid.account_id, paid.event_id, paid.ledger_account)
+                = (events.account_id, events.event_id, 'uncovered')
+        where events.account_id = page.account_id and type = 'SETTLEMENT'
+            and body -> 'detail' ->> 'liquidation_id' = page.id::text
+    ) as payments
+    order by page.account_id, page.id
+"""
+
 
 class AuditPostgresClient:
     """Implements `margin.ports.audit.HistoryAudit`; a user who may only read is enough."""
@@ -144,6 +196,16 @@ class AuditPostgresClient:
         account_id, n = after
         parameters = {"account_id": account_id, "n": n, "last_account_id": last_account_id, "limit": limit}
         return [_audited_event(row) for row in await self._pool.query(_EVENTS, parameters)]
+
+    async def settlements(self, after: tuple[int, int], limit: int) -> list[AuditedSettlement]:
+        """Shortfalls and deleveragings behind a place (account id, liquidation id), in this order.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        parameters = {"account_id": after[0], "liquidation_id": after[1], "limit": limit}
+        return [AuditedSettlement(**row) for row in await self._pool.query(_SETTLEMENTS, parameters)]
 
     async def ledger(self, after: tuple[int, int, int], total: Decimal, limit: int) -> LedgerPage:
         """Sum of ``total`` and the ledger lines behind a place, in the order of their primary key, exact.

@@ -49,7 +49,8 @@ redis.call('HSET', key('chain_hashes'), account_id, commit.event_hash)
 for _, position in ipairs(commit.positions) do
   write_position(account_id, position)
 end
-local crossed = set_triggers(account_id, commit.triggers)
+local crossed = set_triggers(account_id, commit.triggers, commit.warnings)
+mark_warned(account_id, commit.warned)
 redis.call('SET', record_key, event_id .. '\n' .. commit.request_hash .. '\n' .. commit.result, 'PX', commit.key_ttl_ms)
 redis.call('RPUSH', key('pending:' .. account_id), event_id .. ' ' .. commit.body)
 redis.call('ZADD', key('pending'), 'NX', commit.at_us, account_id)

@@ -1,4 +1,5 @@
--- Accounts of which a mark in force crosses a trigger, of each symbol those that are crossed furthest, and the oldest stamp of a mark that has triggers.
+-- Accounts of which a mark in force crosses a trigger, of each symbol those that are crossed furthest, and when the oldest
+-- mark that has triggers is from.
 -- ARGV: partitions, how many accounts to name for each symbol, how many to pass over
 local problem = not_loaded(ARGV[1], '')
 if problem then
@@ -22,7 +23,8 @@ for i = 1, #marks, 2 do
     crossed[#crossed + 1] = {marks[i], named}
   end
   if redis.call('EXISTS', floors, ceilings) > 0 then
-    oldest = math.min(oldest or math.huge, tonumber(text(redis.call('HGET', key('mark_stamps'), marks[i]))) or 0)
+    local stamp, time = stamp_and_time(marks[i])
+    oldest = math.min(oldest or math.huge, tonumber(stamp) or 0, tonumber(time) or math.huge)
   end
 end
 return {'OK', crossed, oldest and string.format('%.0f', oldest) or '', now_us()}

@@ -10,7 +10,7 @@ end
 for _, symbol in ipairs(redis.call('SMEMBERS', key('positions:' .. account_id))) do
   write_position(account_id, {symbol, ''})
 end
-for _, name in ipairs({'balances', 'versions', 'chain_hashes', 'blocked', 'awaits_history'}) do
+for _, name in ipairs({'balances', 'versions', 'chain_hashes', 'blocked', 'awaits_history', 'warned'}) do
   redis.call('HDEL', key(name), account_id)
 end
 redis.call('ZREM', key('pending'), account_id)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from margin.ports.history import ReadAt
 
 _APPEND = """
-    select append_events(
+    select append_events_and_deleveragings(
         %(partition)s, %(partitions)s, %(epoch)s, %(event_ids)s::bigint[], %(hashes)s::text[], %(bodies)s::jsonb[]
     ) as account_id
 """

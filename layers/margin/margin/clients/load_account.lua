@@ -39,6 +39,7 @@ redis.call('DEL', list)
 redis.call('ZREM', key('pending'), account_id)
 redis.call('HDEL', key('blocked'), account_id)
 redis.call('HDEL', key('awaits_history'), account_id)
+mark_warned(account_id, '')
 
 for _, symbol in ipairs(redis.call('SMEMBERS', key('positions:' .. account_id))) do
   write_position(account_id, {symbol, ''})
@@ -52,7 +53,7 @@ end
 redis.call('HSET', key('balances'), account_id, load.balance)
 redis.call('HSET', key('versions'), account_id, load.version)
 redis.call('HSET', key('chain_hashes'), account_id, load.chain_hash)
-set_triggers(account_id, load.triggers)
+set_triggers(account_id, load.triggers, load.warnings)
 for _, record in ipairs(load.keys) do
   redis.call('SET', key('idempotency:' .. account_id .. ':' .. record[1]), record[2], 'PX', record[3])
 end

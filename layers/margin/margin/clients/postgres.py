@@ -20,6 +20,7 @@ from margin.domain.position import Position
 from margin.errors import MarginError, PostgresUnavailableError
 from margin.ports import StoredResult
 from margin.ports.history import Appended, HistoryAccount, HistoryKey, ReadAt, RememberedKey
+from margin.ports.queries import LiquidationPage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -45,13 +46,36 @@ _TRADES = """
     order by id desc
     limit %(limit)s
 """
+# Record by record, so that none is read which the page has no room for: one can be a thousand times as long as another.
 _LIQUIDATIONS = """
-    select id, account_id, equity, maintenance_margin, reason, positions, shortfall, occurred_at
-    from liquidations
-    where (%(account_id)s::bigint is null or account_id = %(account_id)s)
-        and (%(before_at)s::timestamptz is null or (occurred_at, id) < (%(before_at)s, %(before_id)s::bigint))
-    order by occurred_at desc, id desc
-    limit %(limit)s
+    with recursive newest as materialized (
+        select *, row_number() over (order by occurred_at desc, id desc) as number
+        from (
+            select id, account_id, equity, maintenance_margin, reason, positions, shortfall, occurred_at
+            from liquidations
+            where (%(account_id)s::bigint is null or account_id = %(account_id)s)
+                and (%(before_at)s::timestamptz is null or (occurred_at, id) < (%(before_at)s, %(before_id)s::bigint))
+            order by occurred_at desc, id desc
+            limit %(limit)s + 1
+        ) as one_beyond
+    ), records as (
+        select 0::bigint as number, 0::bigint as bytes, null::jsonb as record
+        union all
+        select newest.number, records.bytes + coalesce(octet_length(detail.record::text), 0), detail.record
+        from records
+        join newest on newest.number = records.number + 1 and newest.number <= %(limit)s
+        left join lateral (
+            select events.body -> 'detail' as record
+            from events
+            where events.account_id = newest.account_id and events.event_id = newest.id
+        ) as detail on true
+        where records.bytes <= %(bytes_max)s
+    )
+    select id, account_id, equity, maintenance_margin, reason, positions, shortfall, occurred_at, record,
+        (select count(*) from newest) as found
+    from records join newest using (number)
+    where records.bytes <= %(bytes_max)s or number = 1
+    order by number
 """
 _ACCOUNTS = """
     select account_id, n, event_id, chain_hash, balance, positions
@@ -172,8 +196,8 @@ class PostgresClient:
         )
         return [_with_timestamp(row) for row in rows]
 
-    async def liquidations(self, query: LiquidationQuery) -> list[dict[str, Any]]:
-        """Liquidations, newest first."""
+    async def liquidations(self, query: LiquidationQuery) -> LiquidationPage:
+        """Liquidations, newest first, each with the record of its event."""
         before_us, before_id = query.before if query.before is not None else (None, None)
         rows = await self._pool.query(
             _LIQUIDATIONS,
@@ -182,9 +206,13 @@ class PostgresClient:
                 "before_at": _moment(before_us),
                 "before_id": before_id,
                 "limit": query.limit,
+                "bytes_max": query.bytes_max,
             },
         )
-        return [_with_timestamp(row) for row in rows]
+        more = bool(rows) and rows[0]["found"] > len(rows)
+        for row in rows:
+            del row["found"]
+        return LiquidationPage([_with_timestamp(row) for row in rows], more)
 
     async def accounts(
         self, after_account_id: int, limit: int, *, partition: int = 0, partitions: int = 1

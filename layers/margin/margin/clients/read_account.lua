@@ -19,13 +19,14 @@ local rows = {}
 if #symbols > 0 then
   local marks = redis.call('HMGET', key('mark_prices'), unpack(symbols))
   local stamps = redis.call('HMGET', key('mark_stamps'), unpack(symbols))
+  local times = redis.call('HMGET', key('mark_times'), unpack(symbols))
   local instruments = redis.call('HMGET', key('instruments'), unpack(symbols))
   for i, symbol in ipairs(symbols) do
     local position = {false, false}
     if held[symbol] then
       position = redis.call('HMGET', key('position:' .. account_id .. ':' .. symbol), 'quantity', 'entry_cost')
     end
-    rows[i] = {symbol, text(position[1]), text(position[2]), text(marks[i]), text(stamps[i]), text(instruments[i])}
+    rows[i] = {symbol, text(position[1]), text(position[2]), text(marks[i]), text(stamps[i]), text(times[i]), text(instruments[i])}
   end
 end
 
@@ -58,4 +59,5 @@ return {
   record,
   pending,
   text(redis.call('HGET', key('holds'), account_id)),
+  text(redis.call('HGET', key('warned'), account_id)),
 }

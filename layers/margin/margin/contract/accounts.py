@@ -1,4 +1,4 @@
-"""POST /accounts/{account_id}/deposits and /withdrawals."""
+"""POST /accounts/{account_id}/deposits, /withdrawals and /insurance-contributions."""
 
 from __future__ import annotations
 

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 class AccountDetail(Answer):
-    """One account of the report; utilisation is null where no equity is left to cover maintenance margin."""
+    """One account of the report; utilisation is null where no equity is left to cover maintenance margin.
+
+    `liquidation_risk` says that it is to be liquidated, with the benefit of the doubt about stale marks, as in
+    /positions; utilisation is that at the marks, however old.
+    """
 
     account_id: int
     balance: DecimalText

@@ -30,7 +30,11 @@ class PositionAnswer(Answer):
 
 
 class PositionsAnswer(Answer):
-    """One account at mark prices."""
+    """One account at mark prices.
+
+    `liquidation_risk` says that it is to be liquidated now. A stale mark alone makes nobody so: such a position counts
+    at its mark moved by the price band in the account's favour, and only positions whose mark is fresh can be closed.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -83,6 +87,6 @@ class PositionsAnswer(Answer):
             maintenance_margin_required=risk.maintenance_margin,
             margin_utilisation_pct=risk.utilisation_pct,
             withdrawable=risk.withdrawable(account.balance),
-            liquidation_risk=risk.liquidatable,
+            liquidation_risk=margin.liquidation_risk,
             positions=[PositionAnswer.model_validate(position, from_attributes=True) for position in margin.positions],
         )

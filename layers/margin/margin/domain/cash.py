@@ -1,4 +1,4 @@
-"""Money that enters and leaves an account."""
+"""Money that enters and leaves an account: from and to outside, or to the insurance fund."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from margin.domain.account import Account
     from margin.domain.market import Market
 
-__all__ = ["CashResult", "deposit", "withdraw"]
+__all__ = ["CashResult", "contribute", "deposit", "withdraw"]
 
 
 @dataclass(frozen=True, slots=True)
 class CashResult:
-    """A deposit or withdrawal.
+    """A deposit, withdrawal or contribution.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def deposit(account: Account, amount: Decimal, market: Market) -> CashResult:
         risk = assess(after, market)
     except NoMarkPriceError:
         risk = None
-    return CashResult(after, risk, _lines(amount))
+    return CashResult(after, risk, _lines(amount, LedgerAccount.EXTERNAL))
 
 
 @exact
@@ -71,6 +71,16 @@ def withdraw(account: Account, amount: Decimal, market: Market) -> CashResult:
     ValueError
         Unless 0 < amount < 1e12 with at most 8 decimals.
     """
+    return _take_out(account, amount, market, LedgerAccount.EXTERNAL)
+
+
+@exact
+def contribute(account: Account, amount: Decimal, market: Market) -> CashResult:
+    """Give an amount of quote currency to the insurance fund; parameters and errors as :func:`withdraw`."""
+    return _take_out(account, amount, market, LedgerAccount.INSURANCE)
+
+
+def _take_out(account: Account, amount: Decimal, market: Market, receiver: LedgerAccount) -> CashResult:
     require_amount("amount", amount)
     for symbol in account.positions:
         if market.is_stale(symbol):
@@ -79,8 +89,8 @@ def withdraw(account: Account, amount: Decimal, market: Market) -> CashResult:
     if amount > withdrawable:
         raise InsufficientWithdrawableError(f"Withdrawable: {plain(withdrawable)}, requested: {plain(amount)}")
     after = account.with_balance_change(-amount)
-    return CashResult(after, assess(after, market), _lines(-amount))
+    return CashResult(after, assess(after, market), _lines(-amount, receiver))
 
 
-def _lines(amount: Decimal) -> tuple[LedgerLine, ...]:
-    return balanced((LedgerLine(LedgerAccount.CASH, amount), LedgerLine(LedgerAccount.EXTERNAL, -amount)))
+def _lines(amount: Decimal, other: LedgerAccount) -> tuple[LedgerLine, ...]:
+    return balanced((LedgerLine(LedgerAccount.CASH, amount), LedgerLine(other, -amount)))

@@ -33,6 +33,7 @@ __all__ = [
     "double_down",
     "double_up",
     "exact",
+    "multiple_up",
     "plain",
     "quotient_down",
     "quotient_nearest",
@@ -109,6 +110,19 @@ def quotient_up(numerator: Decimal, denominator: Decimal) -> Decimal:
     """
     top, bottom = _scaled_ratio(numerator, denominator, DECIMALS)
     return Decimal(-(-top // bottom)).scaleb(-DECIMALS)
+
+
+@exact
+def multiple_up(numerator: Decimal, denominator: Decimal, step: Decimal) -> Decimal:
+    """Smallest whole multiple of a step that is not below the exact quotient.
+
+    Raises
+    ------
+    ZeroDivisionError
+        When the denominator or the step is 0.
+    """
+    top, bottom = _scaled_ratio(numerator, denominator * step, 0)
+    return -(-top // bottom) * step
 
 
 @exact

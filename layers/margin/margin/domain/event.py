@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from margin.domain.decimals import plain
+from margin.domain.ledger import ledger_amounts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +34,14 @@ class EventType(StrEnum):
     WITHDRAWAL = "WITHDRAWAL"
     TRADE = "TRADE"
     LIQUIDATION = "LIQUIDATION"
+    MARGIN_WARNING = "MARGIN_WARNING"
+    """Nothing changed but the utilisation of the account, which has reached the level of the warning."""
+    CONTRIBUTION = "CONTRIBUTION"
+    """Money of the account that went to the insurance fund."""
+    SETTLEMENT = "SETTLEMENT"
+    """Money of the insurance fund that covered what a liquidation of the account had left unpaid."""
+    DELEVERAGING = "DELEVERAGING"
+    """A part of a profitable position that was closed at a liquidated account's bankruptcy price."""
 
 
 class AcknowledgedBy(StrEnum):
@@ -125,4 +134,4 @@ def position_changes(before: Account | None, after: Account) -> dict[str, dict[s
 
 def ledger_entries(lines: Sequence[LedgerLine]) -> list[tuple[str, str]]:
     """Ledger lines as JSON pairs."""
-    return [(str(line.ledger_account), plain(line.amount)) for line in lines]
+    return [(name, plain(amount)) for name, amount in ledger_amounts(lines)]

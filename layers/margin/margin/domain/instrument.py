@@ -1,4 +1,4 @@
-"""What the exchange fixes for one symbol: margin tiers, fee, price band, lot size, age limit of its mark."""
+"""What the exchange fixes for one symbol: margin tiers, fees, price band, sizes, age limit of its mark."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ class Instrument:
         How far from the mark a trade's price may be, as a share of the mark, 0 < band <= 1.
     lot_size : Decimal
         A traded quantity is a multiple of it.
+    min_quantity : Decimal
+        A liquidation closes a position whole rather than leave less than this of it.
+    liquidation_fee_cap : Decimal
+        The most that a liquidation takes for the insurance fund, for each unit of notional that it closes; below the
+        lowest maintenance rate, so that closing always frees more margin than it costs.
     mark_max_age_s : int or None
         Age from which on the mark counts as stale; None for no limit.
     version : int
@@ -75,6 +80,8 @@ class Instrument:
     taker_fee: Decimal = Decimal(0)
     price_band: Decimal = Decimal("0.20")
     lot_size: Decimal = Decimal("1e-8")
+    min_quantity: Decimal = Decimal("1e-8")
+    liquidation_fee_cap: Decimal = Decimal(0)
     mark_max_age_s: int | None = None
     version: int = 0
     initial_amounts: tuple[Decimal, ...] = field(init=False, repr=False, compare=False)
@@ -113,6 +120,15 @@ class Instrument:
         """
         number = self._tier_number(notional)
         return self.tiers[number].maintenance_rate * notional - self.maintenance_amounts[number]
+
+    @property
+    def maintenance_lines(self) -> tuple[tuple[Decimal, Decimal], ...]:
+        """Rate and amount of every tier.
+
+        Because rates rise with the tiers, the maintenance margin of a notional n is the largest ``rate * n - amount``.
+        """
+        rates = (tier.maintenance_rate for tier in self.tiers)
+        return tuple(zip(rates, self.maintenance_amounts, strict=True))
 
     @property
     def lowest_maintenance_rate(self) -> Decimal:
@@ -174,10 +190,20 @@ def _check_terms(instrument: Instrument) -> None:
     if not (_has_scale(instrument.price_band) and 0 < instrument.price_band <= 1):
         raise ValueError("the price band must be above 0, at most 1, with at most 8 decimals")
     require_amount("lot_size", instrument.lot_size)
-    if instrument.mark_max_age_s is not None and instrument.mark_max_age_s <= 0:
-        raise ValueError("mark_max_age_s is a positive number of seconds, or None for no limit")
-    if instrument.version < 0:
-        raise ValueError("a version is never negative")
+    require_amount("min_quantity", instrument.min_quantity)
+    cap = instrument.liquidation_fee_cap
+    if not (_has_scale(cap) and 0 <= cap < instrument.lowest_maintenance_rate):
+        raise ValueError("the liquidation fee cap must be at least 0, below every maintenance rate, with 8 decimals")
+    age = instrument.mark_max_age_s
+    if age is not None and not (_is_whole(age) and age > 0):
+        raise ValueError("mark_max_age_s is a positive whole number of seconds, or None for no limit")
+    if not (_is_whole(instrument.version) and instrument.version >= 0):
+        raise ValueError("a version is a whole number, never negative")
+
+
+def _is_whole(value: object) -> bool:
+    """Tell whether the value is an int: 30.0 equals 30, and is another text in a record and its hash."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _has_scale(value: Decimal) -> bool:

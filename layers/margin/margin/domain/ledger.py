@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from margin.domain.position import Fill
 
-__all__ = ["LedgerAccount", "LedgerImbalanceError", "LedgerLine", "balanced", "fill_lines"]
+__all__ = ["LedgerAccount", "LedgerImbalanceError", "LedgerLine", "balanced", "fill_lines", "ledger_amounts"]
 
 
 class LedgerAccount(StrEnum):
@@ -57,6 +57,11 @@ def balanced(lines: Sequence[LedgerLine]) -> tuple[LedgerLine, ...]:
     if imbalance != 0:
         raise LedgerImbalanceError(f"ledger lines add up to {plain(imbalance)}, not to 0")
     return tuple(LedgerLine(ledger_account, amount) for ledger_account, amount in totals.items() if amount != 0)
+
+
+def ledger_amounts(lines: Sequence[LedgerLine]) -> list[tuple[str, Decimal]]:
+    """Lines as pairs of a ledger account's name and an amount, as they are recorded."""
+    return [(str(line.ledger_account), line.amount) for line in lines]
 
 
 @exact

@@ -66,10 +66,7 @@ def solve_liquidation_price(position: Position, instrument: Instrument, slack_el
     """
     size = abs(position.quantity)
     fixed = slack_elsewhere - position.entry_cost
-    lines = [
-        (tier.maintenance_rate, amount)
-        for tier, amount in zip(instrument.tiers, instrument.maintenance_amounts, strict=True)
-    ]
+    lines = instrument.maintenance_lines
     if position.quantity > 0:
         price = max(quotient_up(-(fixed + amount), size * (1 - rate)) for rate, amount in lines)
     else:

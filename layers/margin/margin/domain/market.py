@@ -30,6 +30,8 @@ class Mark:
         Quote currency for one unit, above 0.
     stamp_us : int
         When it was set, microseconds since the epoch.
+    observed_us : int or None
+        When it was observed, as its sender says; None when that is not known.
 
     Raises
     ------
@@ -39,10 +41,19 @@ class Mark:
 
     price: Decimal
     stamp_us: int
+    observed_us: int | None = None
 
     def __post_init__(self) -> None:
         if not (self.price.is_finite() and self.price > 0):
             raise ValueError("a mark price is a number above 0")
+
+    @property
+    def as_of_us(self) -> int:
+        """The moment that its age counts from: a price that was observed long ago is not young because it came now.
+
+        A sender whose clock is ahead cannot make it younger than it is in the store.
+        """
+        return self.stamp_us if self.observed_us is None else min(self.stamp_us, self.observed_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,7 @@ class Market:
         if mark.stamp_us == RESTORED_STAMP_US:
             return True
         age_max_s = self.instrument(symbol).mark_max_age_s
-        return age_max_s is not None and self.now_us - mark.stamp_us > age_max_s * _US_PER_S
+        return age_max_s is not None and self.now_us - mark.as_of_us > age_max_s * _US_PER_S
 
     def _mark(self, symbol: str) -> Mark:
         mark = self.marks.get(symbol)

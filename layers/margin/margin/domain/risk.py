@@ -25,6 +25,8 @@ __all__ = [
     "assess_positions",
     "calculate_initial_margin_required",
     "calculate_maintenance_margin_required",
+    "favourable_price",
+    "is_liquidatable",
     "liquidation_assessment",
     "liquidation_price",
 ]
@@ -147,15 +149,39 @@ def liquidation_assessment(account: Account, market: Market) -> AccountRisk:
     NoMarkPriceError
         When a position's symbol has no mark price.
     """
+    return _assess_at(account, market, lambda position: favourable_price(position, market))
 
-    def favourable_price(position: Position) -> Decimal:
-        mark_price = market.mark_price(position.symbol)
-        if not market.is_stale(position.symbol):
-            return mark_price
-        band = market.instrument(position.symbol).price_band
-        return mark_price * (1 + band if position.quantity > 0 else 1 - band)
 
-    return _assess_at(account, market, favourable_price)
+@exact
+def is_liquidatable(account: Account, market: Market) -> bool:
+    """Tell whether the engine liquidates an account at these marks: whether it is to be, and something can be closed.
+
+    It is to be where equity is below maintenance margin with the benefit of the doubt about stale marks, see
+    :func:`liquidation_assessment`; only positions whose mark is fresh can be closed. Pause switches are not looked at.
+
+    Raises
+    ------
+    NoMarkPriceError
+        When a position's symbol has no mark price.
+    """
+    is_below = liquidation_assessment(account, market).liquidatable
+    return is_below and not all(market.is_stale(symbol) for symbol in account.positions)
+
+
+@exact
+def favourable_price(position: Position, market: Market) -> Decimal:
+    """Price of a position in :func:`liquidation_assessment`: its mark, moved in its favour where that is stale.
+
+    Raises
+    ------
+    NoMarkPriceError
+        When the position's symbol has no mark price.
+    """
+    mark_price = market.mark_price(position.symbol)
+    if not market.is_stale(position.symbol):
+        return mark_price
+    band = market.instrument(position.symbol).price_band
+    return mark_price * (1 + band if position.quantity > 0 else 1 - band)
 
 
 def _assess_at(account: Account, market: Market, price_of: Callable[[Position], Decimal]) -> AccountRisk:

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from margin.domain.market import Market
     from margin.domain.position import Position
 
-__all__ = ["Trigger", "TriggerSide", "covers", "triggers"]
+__all__ = ["LIQUIDATION_PCT", "Trigger", "TriggerSide", "covers", "triggers"]
+
+LIQUIDATION_PCT: Final = Decimal(100)
+"""Utilisation beyond which an account is liquidated."""
 
 # Whatever double stands in the index: the widest sum is of 309 digits before the point and 1,074 after it, times an
 # amount and a rate.
@@ -61,12 +64,20 @@ class Trigger:
 
 
 @exact
-def triggers(account: Account, market: Market) -> dict[str, Trigger]:
+def triggers(account: Account, market: Market, *, level_pct: Decimal = LIQUIDATION_PCT) -> dict[str, Trigger]:
     """One trigger for every open position, by symbol.
 
-    While no price has crossed its trigger, the account is not liquidatable. With one tier the trigger of a single
-    position is its liquidation price. When the account is liquidatable already, or a mark is missing or stale, so that
-    nothing can be promised, all its triggers count as crossed at any price.
+    While no price has crossed its trigger, maintenance margin is at most ``level_pct`` of equity: at 100 the account is
+    not liquidatable, and with one tier the trigger of a single position is its liquidation price. For another level H
+    is E * level - MM, the same sum with a factor before E. When the account is beyond the level already, or a mark is
+    missing or stale, so that nothing can be promised, all its triggers count as crossed at any price.
+
+    Parameters
+    ----------
+    account : Account
+    market : Market
+    level_pct : Decimal
+        Above every maintenance rate of the account's symbols, in %, and at most 100.
 
     Returns
     -------
@@ -77,12 +88,12 @@ def triggers(account: Account, market: Market) -> dict[str, Trigger]:
     if any(symbol not in market.marks or market.is_stale(symbol) for symbol in account.positions):
         return _always_crossed(account)
     risk = assess(account, market)
-    slack = risk.equity - risk.maintenance_margin
+    slack = risk.equity * level_pct - risk.maintenance_margin * 100
     if slack < 0:
         return _always_crossed(account)
     exposure = sum(
         (
-            _steepest_slope(position, market.instrument(symbol)) * market.mark_price(symbol)
+            _steepest_slope(position, market.instrument(symbol), level_pct) * market.mark_price(symbol)
             for symbol, position in account.positions.items()
         ),
         start=Decimal(0),
@@ -93,7 +104,9 @@ def triggers(account: Account, market: Market) -> dict[str, Trigger]:
     }
 
 
-def covers(account: Account, market: Market, held: Mapping[str, Trigger]) -> bool:
+def covers(
+    account: Account, market: Market, held: Mapping[str, Trigger], *, level_pct: Decimal = LIQUIDATION_PCT
+) -> bool:
     """Tell whether the index cannot miss an account that has these triggers: what it is for, tested after the fact.
 
     Either there is nothing to liquidate, or one of them is always crossed, so that every scan evaluates the account; or
@@ -108,20 +121,22 @@ def covers(account: Account, market: Market, held: Mapping[str, Trigger]) -> boo
         Instruments, read at one moment with the triggers; its marks do not matter.
     held : mapping of str to Trigger
         Triggers of the account as the index has them, by symbol.
+    level_pct : Decimal
+        What they are to guard, as for :func:`triggers`.
     """
     if not all(_is_guarded(position, held.get(symbol)) for symbol, position in account.positions.items()):
         return False
     if not account.positions or any(held[symbol].is_always_crossed for symbol in account.positions):
         return True
     with localcontext(_CORNER):
-        slack = account.balance
+        slack = account.balance * level_pct
         for symbol, position in account.positions.items():
             score = held[symbol].score
             if math.isinf(score) and position.quantity < 0:
                 return False
             # A floor of minus infinity: the price falls to 0 and no further.
             price = Decimal(0) if math.isinf(score) else Decimal(score)
-            slack += _slack_at(position, market.instrument(symbol), price)
+            slack += _slack_at(position, market.instrument(symbol), price, level_pct)
         return slack >= 0
 
 
@@ -130,26 +145,22 @@ def _is_guarded(position: Position, trigger: Trigger | None) -> bool:
     return trigger is not None and (trigger.side is TriggerSide.FLOOR) is (position.quantity > 0)
 
 
-def _slack_at(position: Position, instrument: Instrument, price: Decimal) -> Decimal:
-    """Calculate what a position adds to H at a price, exactly: q * p - c - MM."""
+def _slack_at(position: Position, instrument: Instrument, price: Decimal, level_pct: Decimal) -> Decimal:
+    """Calculate what a position adds to H at a price, exactly, in hundredths: (q * p - c) * level - MM * 100."""
     notional = abs(position.quantity) * price
-    # Rates rise with the tiers, so margin is the highest of the tiers' lines.
-    margin = max(
-        tier.maintenance_rate * notional - amount
-        for tier, amount in zip(instrument.tiers, instrument.maintenance_amounts, strict=True)
-    )
-    return position.quantity * price - position.entry_cost - margin
+    margin = max(rate * notional - amount for rate, amount in instrument.maintenance_lines)
+    return (position.quantity * price - position.entry_cost) * level_pct - margin * 100
 
 
-def _steepest_slope(position: Position, instrument: Instrument) -> Decimal:
-    """How much H falls at most for each unit that the price moves against the position, in any tier.
+def _steepest_slope(position: Position, instrument: Instrument, level_pct: Decimal) -> Decimal:
+    """How much H falls at most for each unit that the price moves against the position, in any tier, in hundredths.
 
     A falling price frees a long at least the lowest rate of its margin; a rising price costs a short at most the
     highest. With one tier both are the exact slope abs(q - m * abs(q)).
     """
     if position.quantity > 0:
-        return position.quantity * (1 - instrument.lowest_maintenance_rate)
-    return -position.quantity * (1 + instrument.steepest_maintenance_rate)
+        return position.quantity * (level_pct - instrument.lowest_maintenance_rate * 100)
+    return -position.quantity * (level_pct + instrument.steepest_maintenance_rate * 100)
 
 
 def _trigger(position: Position, mark_price: Decimal, slack: Decimal, exposure: Decimal) -> Trigger:

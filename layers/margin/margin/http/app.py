@@ -39,6 +39,8 @@ _MESSAGES = {
     "model_type": "must be a JSON object",
     "dict_type": "must be a JSON object",
     "list_type": "must be a JSON array",
+    "too_short": "must have at least {min_length} of them",
+    "too_long": "must have at most {max_length} of them",
     "string_type": "must be a string",
     "string_pattern_mismatch": "must match {pattern}",
     "string_too_long": "must have at most {max_length} characters",

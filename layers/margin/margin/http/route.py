@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from fastapi.dependencies.models import Dependant
 
-BODY_BYTES_MAX = 64 * 1024
+BODY_BYTES_MAX = 256 * 1024
+"""Room for the longest request that there is, ten shocks of a hundred symbols each, however a program indents it."""
 
 
 class _ExactRequest(HttpRequest):

@@ -233,6 +233,21 @@ Timestamp = Annotated[
     PlainValidator(_timestamp),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
+ObservedAt = Annotated[
+    datetime | None,
+    PlainValidator(_timestamp),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "description": (
+                "When the price was observed, with an offset and at most microseconds; without it, now. One that is "
+                "older than the stored price's is refused; an equal one is the same price again, or corrected."
+            ),
+            "examples": ["2026-01-31T12:00:00Z"],
+        }
+    ),
+]
 TimestampText = Annotated[
     datetime,
     PlainSerializer(_timestamp_text, return_type=str),

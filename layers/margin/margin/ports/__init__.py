@@ -36,7 +36,7 @@ class AccountView:
 
     ``version`` is "n:event_id" ("" for an account that was never opened), ``chain_hash`` the hash of its last event,
     ``controls`` by name the pause switches of the engine, the account and every symbol that was read, ``hold`` the last
-    hold on the account ("" for one that was never held).
+    hold on the account ("" for one that was never held), ``warned`` whether it has had its margin warning.
     """
 
     epoch: int
@@ -46,6 +46,7 @@ class AccountView:
     market: Market
     controls: Mapping[str, str]
     hold: str = ""
+    warned: bool = False
     replay: StoredResult | None = None
 
 
@@ -70,6 +71,8 @@ class Commit:
     marks: Mapping[str, Decimal]
     result: str
     key_ttl_s: int
+    warnings: Mapping[str, Trigger] = dataclasses.field(default_factory=dict)
+    warned: bool = False
     wants_pending: bool = True
 
 
@@ -118,10 +121,12 @@ class CrossedAccounts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class IndexedAccount:
-    """One account with the triggers that the index has of it, by symbol."""
+    """One account with the triggers that the indexes of liquidation and of warnings have of it, by symbol."""
 
     row: AccountRow
     triggers: Mapping[str, Trigger]
+    warnings: Mapping[str, Trigger] = dataclasses.field(default_factory=dict)
+    warned: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -143,12 +148,13 @@ class SweepProgress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MarkUpdate:
-    """What a mark price did in one partition or, summed up, in all: who is at risk, and the first of them."""
+    """What a mark price did: how many are at risk, the first of them, and some of those who may have to be warned."""
 
     symbol: str
     stamp_us: int
     crossed_count: int
     crossed: tuple[int, ...]
+    to_warn: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +172,7 @@ class AccountLoad:
     triggers: Mapping[str, Trigger]
     expected_version: str
     forked_event_id: int | None = None
+    warnings: Mapping[str, Trigger] = dataclasses.field(default_factory=dict)
     guard: str = ""
     swept_symbols: Sequence[str] = ()
     kept_keys: Sequence[str] = ()
@@ -202,9 +209,19 @@ class AccountStore(Protocol):
         """Write one event, all or nothing, in one round trip."""
 
     async def anchor(
-        self, account_id: int, version: str, triggers: Mapping[str, Trigger], *, epoch: int | None = None
+        self,
+        account_id: int,
+        version: str,
+        triggers: Mapping[str, Trigger],
+        *,
+        warnings: Mapping[str, Trigger] | None = None,
+        warned: bool = False,
+        epoch: int | None = None,
     ) -> bool | None:
-        """Replace an account's triggers; True when one is crossed already, None when the account has changed."""
+        """Replace an account's triggers, those of warnings too; True when one of liquidation is crossed already.
+
+        None when the account has changed.
+        """
 
     async def pending(self, account_ids: Sequence[int]) -> dict[int, tuple[StoredEvent, ...]]:
         """Events that history may not have yet of accounts of one partition, oldest first; only of those with some."""
@@ -251,6 +268,9 @@ class AccountStore(Protocol):
     async def crossed(self, partition: int, limit: int, passed: int) -> CrossedAccounts:
         """Accounts of which a mark in force crosses a trigger, by symbol; some, after passing over others."""
 
+    async def to_warn(self, partition: int, limit: int) -> tuple[int, ...]:
+        """Accounts of which a mark in force crosses a trigger of the warning; of each symbol some."""
+
     async def versions(self, account_ids: Sequence[int]) -> dict[int, str]:
         """Versions of accounts of one partition ("" for those that Redis does not have)."""
 
@@ -293,8 +313,10 @@ class MarketStore(Protocol):
     async def market(self) -> Market:
         """All marks and instruments, as partition 0 holds them."""
 
-    async def set_marks(self, prices: Mapping[str, Decimal], *, crossed_max: int) -> list[MarkUpdate]:
-        """Store mark prices in every partition and answer whom they bring to evaluation."""
+    async def set_marks(
+        self, prices: Mapping[str, Decimal], *, crossed_max: int, observed_us: Mapping[str, int] | None = None
+    ) -> list[MarkUpdate]:
+        """Store mark prices, all or none, in every partition and answer whom they bring to evaluation."""
 
     async def align_marks(self) -> int:
         """Bring partitions that lag behind partition 0 up to its marks; how many marks that took."""

@@ -83,6 +83,22 @@ class HotAccount:
     waits: bool
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedSettlement:
+    """What became of a liquidation's shortfall, or of the plan of a deleveraging, at one moment.
+
+    ``settled`` is what SETTLEMENT events come to; ``unplanned`` counts events without their step, ``missing`` executed
+    steps without their event.
+    """
+
+    account_id: int
+    liquidation_id: int
+    shortfall: Decimal
+    settled: Decimal
+    unplanned: int
+    missing: int
+
+
 class HistoryAudit(Protocol):
     """History, read as it is and never written."""
 
@@ -100,6 +116,9 @@ class HistoryAudit(Protocol):
 
     async def events(self, after: tuple[int, int], last_account_id: int, limit: int) -> list[AuditedEvent]:
         """Events behind a place (account id, n), up to an account's last, in order of account id and n."""
+
+    async def settlements(self, after: tuple[int, int], limit: int) -> list[AuditedSettlement]:
+        """Shortfalls and deleveragings behind a place (account id, liquidation id), in this order."""
 
     async def ledger(self, after: tuple[int, int, int], total: Decimal, limit: int) -> LedgerPage:
         """Sum of ``total`` and the ledger lines behind a place (account id, event id, line)."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from margin.domain.market import Mark
     from margin.ports import StoredResult
     from margin.ports.opening import OpeningRecord
-    from margin.ports.queries import LiquidationQuery, TradeQuery
+    from margin.ports.queries import LiquidationPage, LiquidationQuery, TradeQuery
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class History(Protocol):
     async def trades(self, query: TradeQuery) -> list[dict[str, Any]]:
         """Trades of an account."""
 
-    async def liquidations(self, query: LiquidationQuery) -> list[dict[str, Any]]:
+    async def liquidations(self, query: LiquidationQuery) -> LiquidationPage:
         """Liquidations of an account or of all."""
 
     async def accounts(

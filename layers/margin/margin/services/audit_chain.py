@@ -17,12 +17,19 @@ from margin.domain.chain import (
     shown,
     shown_positions,
 )
+from margin.domain.deleveraging_record import verify_deleveraging
 from margin.domain.event import AcknowledgedBy, EventType
+from margin.domain.liquidation_record import verify_liquidation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from margin.ports.audit import AuditedAccount, AuditedEvent
+
+_VERIFIED = {EventType.LIQUIDATION: verify_liquidation, EventType.DELEVERAGING: verify_deleveraging}
+_TRADES = (EventType.TRADE,)
+_LIQUIDATIONS = (EventType.LIQUIDATION, EventType.DELEVERAGING)
+"""Events that have a row in each of the two tables."""
 
 _TRADE_TEXTS = ("symbol", "side")
 _TRADE_AMOUNTS = ("quantity", "price", "notional", "realised_pnl", "fee")
@@ -76,8 +83,8 @@ class ChainAudit:
             if event.link.n > self._head.n:
                 self._head = resume(self._head, event.link)
             return
-        self._head = followed
-        if (mismatch := _derived(event)) is not None:
+        before, self._head = self._head, followed
+        if (mismatch := _derived(event) or _misjudged(before, followed, event.link.body)) is not None:
             self._mismatches.append(mismatch)
             return
         self._counts["ledger_lines"] += len(event.lines)
@@ -140,8 +147,8 @@ def _derived(event: AuditedEvent) -> Mismatch | None:
     lines = [(line, (account, _amount(amount))) for line, account, amount in event.lines]
     if lines != stated:
         return Mismatch(f"ledger lines of event {n} are not those of its body", _lines(stated), _lines(lines))
-    trade = _expected(body, EventType.TRADE, _TRADE_TEXTS, _TRADE_AMOUNTS)
-    liquidation = _expected(body, EventType.LIQUIDATION, _LIQUIDATION_TEXTS, _LIQUIDATION_AMOUNTS)
+    trade = _expected(body, _TRADES, _TRADE_TEXTS, _TRADE_AMOUNTS)
+    liquidation = _expected(body, _LIQUIDATIONS, _LIQUIDATION_TEXTS, _LIQUIDATION_AMOUNTS)
     rows = {
         "trades": (trade, _read(event.trade, _TRADE_TEXTS, _TRADE_AMOUNTS)),
         "liquidations": (liquidation, _read(event.liquidation, _LIQUIDATION_TEXTS, _LIQUIDATION_AMOUNTS)),
@@ -152,11 +159,20 @@ def _derived(event: AuditedEvent) -> Mismatch | None:
     return None
 
 
+def _misjudged(before: Head, after: Head, body: Mapping[str, Any]) -> Mismatch | None:
+    """Recompute a liquidation or a deleveraging from what is recorded of it."""
+    verify = _VERIFIED.get(body["type"])
+    if verify is None or not before.certain:
+        return None
+    wrong = verify(body["detail"], before.account, after.account, ledger_of(body))
+    return Mismatch(f"event {after.n}: {wrong[0].what}", wrong[0].expected, wrong[0].found) if wrong else None
+
+
 def _expected(
-    body: Mapping[str, Any], event_type: EventType, texts: tuple[str, ...], amounts: tuple[str, ...]
+    body: Mapping[str, Any], event_types: tuple[EventType, ...], texts: tuple[str, ...], amounts: tuple[str, ...]
 ) -> dict[str, Any] | None:
     """Make the row that an event must have in a table, None for none."""
-    if body.get("type") != event_type:
+    if body.get("type") not in event_types:
         return None
     detail = body.get("detail")
     return _read({**(detail if isinstance(detail, dict) else {}), "at_us": body.get("at_us")}, texts, amounts)

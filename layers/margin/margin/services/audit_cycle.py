@@ -16,10 +16,17 @@ class Stage(StrEnum):
     ACCOUNTS = "accounts"
     PARTITIONS = "partitions"
     LEDGER = "ledger"
+    SETTLEMENT = "settlement"
     DONE = "done"
 
 
-_PLACES = {Stage.ACCOUNTS: (0, 0), Stage.PARTITIONS: (0,), Stage.LEDGER: (0, 0, 0), Stage.DONE: ()}
+_PLACES = {
+    Stage.ACCOUNTS: (0, 0),
+    Stage.PARTITIONS: (0,),
+    Stage.LEDGER: (0, 0, 0),
+    Stage.SETTLEMENT: (0, 0),
+    Stage.DONE: (),
+}
 
 
 @dataclasses.dataclass(slots=True)
@@ -36,7 +43,7 @@ class Cycle:
         What it is at.
     place : tuple of int
         Where in that: the last account that is done and the last of all (0 until it is known), the next partition, or
-        the last ledger line that is counted.
+        the last ledger line that is counted, or the last liquidation whose settlement is looked at.
     total : Decimal
         Sum of the ledger lines that are counted.
     """

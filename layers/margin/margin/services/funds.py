@@ -1,4 +1,4 @@
-"""Deposits and withdrawals."""
+"""Deposits, withdrawals and contributions to the insurance fund."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from margin.domain.account import Account
-from margin.domain.cash import CashResult, deposit, withdraw
+from margin.domain.cash import CashResult, contribute, deposit, withdraw
 from margin.domain.controls import allow_withdrawal
 from margin.domain.decimals import plain
 from margin.domain.event import EventType
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class FundsService:
-    """Moves money between an account and the outside.
+    """Moves money between an account and the outside, or the insurance fund.
 
     Parameters
     ----------
@@ -69,6 +69,24 @@ class FundsService:
             )
 
         return await self._move("withdrawal", account_id, amount, decide, key=key, caller=caller)
+
+    async def contribute(self, account_id: int, amount: Decimal, *, key: str | None, caller: Caller) -> Outcome:
+        """Give money of an account to the insurance fund, at most what could be withdrawn, under the same switches.
+
+        Raises
+        ------
+        InsufficientWithdrawableError, NoMarkPriceError, StaleMarkPriceError, NotActiveError
+        UnknownAccountError, ConflictError, UnavailableError
+        """
+
+        def decide(view: AccountView) -> Decision:
+            if view.account is None:
+                raise UnknownAccountError(account_id)
+            allow_withdrawal(view.controls, view.account)
+            given = contribute(view.account, amount, view.market)
+            return _decision(EventType.CONTRIBUTION, given, amount, view, guarded=True)
+
+        return await self._move("contribution", account_id, amount, decide, key=key, caller=caller)
 
     async def _move(
         self,

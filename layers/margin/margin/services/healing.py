@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from margin.domain.event import parse_version
+from margin.domain.margin_warning import MarginWarnings
 from margin.domain.safe_zone import triggers
 from margin.errors import ContentionError
 from margin.observability import MetricName, count, logger
@@ -30,11 +31,14 @@ class HealingService:
         What is healed.
     market : MarketStore
         Marks to anchor the triggers to.
+    warnings : MarginWarnings
+        Who is to be warned; whether an account has been warned is not in history, so it may be warned again.
     """
 
-    def __init__(self, accounts: AccountStore, market: MarketStore) -> None:
+    def __init__(self, accounts: AccountStore, market: MarketStore, warnings: MarginWarnings | None = None) -> None:
         self._accounts = accounts
         self._market = market
+        self._warnings = warnings or MarginWarnings()
 
     async def behind(self, rows: Sequence[HistoryAccount]) -> list[int]:
         """Accounts, all of one partition, of which Redis knows less than history, or something else.
@@ -110,6 +114,7 @@ class HealingService:
                 row=row,
                 keys=keys.get(row.account.account_id, ()),
                 triggers=triggers(row.account, market),
+                warnings=self._warnings.triggers(row.account, market, warned=False)[0],
                 expected_version=versions[row.account.account_id],
                 guard=guard,
             )

@@ -86,7 +86,7 @@ class HistoryService:
     async def liquidations(
         self, *, account_id: int | None = None, limit: int = 100, cursor: str | None = None
     ) -> HistoryPage:
-        """Liquidations of an account or of all accounts.
+        """Liquidations of an account or of all accounts, with their records: fewer than ``limit`` where these are long.
 
         Raises
         ------
@@ -99,8 +99,7 @@ class HistoryService:
                 message = "The cursor was not made by this endpoint; take next_cursor from its last answer, unchanged."
                 raise CursorInvalidError(message)
             before = (at_us, before_id)
-        rows = await self._history.liquidations(LiquidationQuery(account_id=account_id, before=before, limit=limit + 1))
-        more = len(rows) > limit
-        rows = rows[:limit]
-        last = rows[-1] if rows else {}
-        return HistoryPage(rows, encode_cursor("liquidations", last["timestamp_us"], last["id"]) if more else None)
+        page = await self._history.liquidations(LiquidationQuery(account_id=account_id, before=before, limit=limit))
+        last = page.rows[-1] if page.rows else {}
+        next_cursor = encode_cursor("liquidations", last["timestamp_us"], last["id"]) if page.more else None
+        return HistoryPage(page.rows, next_cursor)

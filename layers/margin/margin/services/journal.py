@@ -35,6 +35,7 @@ from margin.domain.event import (
     parse_version,
     position_changes,
 )
+from margin.domain.margin_warning import MarginWarnings
 from margin.domain.safe_zone import triggers
 from margin.errors import (
     ContentionError,
@@ -66,6 +67,8 @@ REPLY_LOST = Conflict("reply lost")
 _BACKOFF_S = 0.002
 _BACKOFF_MAX_S = 0.05
 _MADE_KEY_TTL_S = 3600
+_TELL_OF_MARGIN = frozenset({EventType.MARGIN_WARNING, EventType.LIQUIDATION})
+"""After these an account needs no further warning that it is short of margin."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +138,8 @@ class Journal:
         How long a caller's key is remembered.
     acknowledged_by : AcknowledgedBy
         Where an event has to be before its caller is told that it is done.
+    warnings : MarginWarnings
+        From when on accounts are warned.
     """
 
     def __init__(
@@ -145,7 +150,9 @@ class Journal:
         *,
         idempotency_ttl_s: int,
         acknowledged_by: AcknowledgedBy = AcknowledgedBy.HISTORY,
+        warnings: MarginWarnings | None = None,
     ) -> None:
+        self._warnings = warnings or MarginWarnings()
         self._accounts = accounts
         self._history = history
         self._healing = healing
@@ -319,6 +326,8 @@ class Journal:
         body = event.body()
         held = view.account.positions if view.account is not None else {}
         symbols = {request.symbol, *held, *decision.account.positions} - {""}
+        told = view.warned or decision.type in _TELL_OF_MARGIN
+        warnings, warned = self._warnings.triggers(decision.account, view.market, warned=told)
         return Commit(
             event=event,
             body=body,
@@ -327,6 +336,8 @@ class Journal:
             expected_version=view.version,
             account=decision.account,
             triggers=triggers(decision.account, view.market),
+            warnings=warnings,
+            warned=warned,
             instrument_versions={symbol: view.market.instrument(symbol).version for symbol in sorted(symbols)},
             controls=view.controls,
             hold=view.hold,

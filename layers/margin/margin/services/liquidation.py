@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import math
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from margin.domain.controls import liquidation_put_off_by
-from margin.domain.decimals import plain
 from margin.domain.event import EventType
-from margin.domain.liquidation import LiquidationResult, liquidate
-from margin.domain.risk import liquidation_assessment
+from margin.domain.liquidation import LiquidationPolicy, liquidate
+from margin.domain.liquidation_record import liquidation_record
+from margin.domain.margin_warning import MarginWarnings
+from margin.domain.risk import is_liquidatable
 from margin.domain.safe_zone import triggers
-from margin.errors import MarginError, NoMarkPriceError, UnavailableError
+from margin.errors import NoMarkPriceError
 from margin.observability import MetricName, count, logger
 from margin.services.journal import Decision, Journal, Outcome, WriteRequest
+from margin.services.quietly import each_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from margin.ports import AccountStore, AccountView, MarketStore
 
 _ANCHOR_ATTEMPTS_MAX = 5
-_EVALUATIONS_AT_ONCE = 8
+_ANSWERED = (
+    *("equity", "maintenance_margin", "equity_after", "maintenance_margin_after"),
+    *("reason", "fee", "shortfall", "positions"),
+)
 
 
 class Verdict(StrEnum):
@@ -59,12 +63,26 @@ class LiquidationService:
         Hot state.
     journal : Journal
         The write path.
+    policy : LiquidationPolicy
+        How far a liquidation goes.
+    warnings : MarginWarnings
+        From when on accounts are warned; that itself is another's work.
     """
 
-    def __init__(self, accounts: AccountStore, market: MarketStore, journal: Journal) -> None:
+    def __init__(
+        self,
+        accounts: AccountStore,
+        market: MarketStore,
+        journal: Journal,
+        *,
+        policy: LiquidationPolicy | None = None,
+        warnings: MarginWarnings | None = None,
+    ) -> None:
         self._accounts = accounts
         self._market = market
         self._journal = journal
+        self._policy = policy or LiquidationPolicy()
+        self._warnings = warnings or MarginWarnings()
 
     async def evaluate(self, account_id: int) -> Verdict:
         """Evaluate one account: liquidate it, or anchor its triggers to the marks in force.
@@ -87,19 +105,9 @@ class LiquidationService:
                 return Verdict.UNDECIDED
             seen = (view.version, view.market.marks, view.controls)
             count(MetricName.ACCOUNTS_EVALUATED)
-            try:
-                liquidatable = _is_liquidatable(view)
-            except NoMarkPriceError as error:
-                logger.warning("account_not_valued", account_id=account_id, reason=error.detail)
-                return Verdict.UNDECIDED
-            if liquidatable:
-                verdict = await self._liquidate(account_id, view)
-                if verdict is not None:
-                    return verdict
-                continue
-            anchors = triggers(view.account, view.market)
-            if await self._accounts.anchor(account_id, view.version, anchors, epoch=view.epoch) is False:
-                return Verdict.ANCHORED
+            verdict = await self._judge(account_id, view)
+            if verdict is not None:
+                return verdict
         return Verdict.UNDECIDED
 
     async def evaluate_quietly(self, account_ids: Iterable[int], *, budget_s: float = math.inf) -> Evaluations:
@@ -112,30 +120,39 @@ class LiquidationService:
         budget_s : float
             After this many seconds no evaluation is begun.
         """
-        limit = asyncio.Semaphore(_EVALUATIONS_AT_ONCE)
-        until_s = asyncio.get_running_loop().time() + budget_s
-        down = asyncio.Event()
-        evaluations = Evaluations([], [], [], [])
+        liquidated: list[int] = []
+        put_off: list[int] = []
 
-        async def one(account_id: int) -> None:
-            async with limit:
-                if down.is_set() or asyncio.get_running_loop().time() >= until_s:
-                    evaluations.left.append(account_id)
-                    return
-                try:
-                    verdict = await self.evaluate(account_id)
-                    if verdict is Verdict.LIQUIDATED:
-                        evaluations.liquidated.append(account_id)
-                    elif verdict is Verdict.PUT_OFF:
-                        evaluations.put_off.append(account_id)
-                except MarginError as error:
-                    if isinstance(error, UnavailableError):
-                        down.set()
-                    evaluations.failed.append(account_id)
-                    logger.warning("evaluation_failed", account_id=account_id, code=error.code)
+        async def evaluate(account_id: int) -> None:
+            verdict = await self.evaluate(account_id)
+            if verdict is Verdict.LIQUIDATED:
+                liquidated.append(account_id)
+            elif verdict is Verdict.PUT_OFF:
+                put_off.append(account_id)
 
-        await asyncio.gather(*(one(account_id) for account_id in dict.fromkeys(account_ids)))
-        return evaluations
+        unfinished = await each_quietly(account_ids, evaluate, budget_s=budget_s, failure="evaluation_failed")
+        return Evaluations(liquidated, put_off, unfinished.failed, unfinished.left)
+
+    async def _judge(self, account_id: int, view: AccountView) -> Verdict | None:
+        """Do about an account what its state, as it was read, calls for; None when it is to be read again."""
+        try:
+            liquidatable = _is_liquidatable(view)
+        except NoMarkPriceError as error:
+            logger.warning("account_not_valued", account_id=account_id, reason=error.detail)
+            return Verdict.UNDECIDED
+        if liquidatable:
+            return await self._liquidate(account_id, view)
+        return await self._anchor(account_id, view)
+
+    async def _anchor(self, account_id: int, view: AccountView) -> Verdict | None:
+        if view.account is None:
+            return Verdict.ANCHORED
+        anchors = triggers(view.account, view.market)
+        warnings, warned = self._warnings.triggers(view.account, view.market, warned=view.warned)
+        crossed = await self._accounts.anchor(
+            account_id, view.version, anchors, warnings=warnings, warned=warned, epoch=view.epoch
+        )
+        return Verdict.ANCHORED if crossed is False else None
 
     async def _liquidate(self, account_id: int, view: AccountView) -> Verdict | None:
         """Liquidate an account as it was read, unless a switch forbids it; None when it has changed since."""
@@ -149,7 +166,7 @@ class LiquidationService:
             fields={"operation": "liquidation", "version": view.version},
             key=f"~liquidation:{view.version}",
         )
-        outcome = await self._journal.execute(request, _decide_for(view.version))
+        outcome = await self._journal.execute(request, _decide_for(view.version, self._policy))
         if outcome is None:
             return None
         _record(account_id, outcome)
@@ -170,6 +187,10 @@ def _record(account_id: int, outcome: Outcome) -> None:
         liquidation_id=outcome.event_id,
         equity=outcome.result["equity"],
         maintenance_margin=outcome.result["maintenance_margin"],
+        equity_after=outcome.result["equity_after"],
+        maintenance_margin_after=outcome.result["maintenance_margin_after"],
+        positions=outcome.result["positions"],
+        fee=outcome.result["fee"],
         shortfall=shortfall,
         final=outcome.final,
     )
@@ -178,46 +199,29 @@ def _record(account_id: int, outcome: Outcome) -> None:
 def _is_liquidatable(view: AccountView) -> bool:
     if view.account is None:
         return False
-    return liquidation_assessment(view.account, view.market).liquidatable
+    return is_liquidatable(view.account, view.market)
 
 
-def _decide_for(version: str) -> Callable[[AccountView], Decision | None]:
+def _decide_for(version: str, policy: LiquidationPolicy) -> Callable[[AccountView], Decision | None]:
     """Decide only about the very state that the key was made for."""
 
     def decide(view: AccountView) -> Decision | None:
-        if view.account is None or view.version != version or liquidation_put_off_by(view.controls, view.account):
+        account, market = view.account, view.market
+        if account is None or view.version != version or liquidation_put_off_by(view.controls, account):
             return None
-        result = liquidate(view.account, view.market)
-        if result is None or not result.closed:
+        liquidation = liquidate(account, market, policy)
+        if liquidation is None or not liquidation.closed:
             return None
-        return _decision(view, result)
+        record = liquidation_record(account, market, policy, liquidation)
+        # The answer is kept with the key for a day, and nobody but the log asks for it.
+        answered = {name: record[name] for name in _ANSWERED}
+        return Decision(
+            type=EventType.LIQUIDATION,
+            account=liquidation.account,
+            ledger_lines=liquidation.ledger_lines,
+            detail=record,
+            result={"account_id": account.account_id, **answered},
+            marks={symbol: market.mark_price(symbol) for symbol in account.positions},
+        )
 
     return decide
-
-
-def _decision(view: AccountView, liquidation: LiquidationResult) -> Decision:
-    account_id = liquidation.account.account_id
-    detail = {
-        "equity": plain(liquidation.equity),
-        "maintenance_margin": plain(liquidation.maintenance_margin),
-        "reason": liquidation.reason,
-        "positions": [
-            {
-                "symbol": closed.symbol,
-                "quantity": plain(closed.quantity),
-                "entry_price": plain(closed.entry_price),
-                "price": plain(closed.price),
-                "realised_pnl": plain(closed.realised_pnl),
-            }
-            for closed in liquidation.closed
-        ],
-        "shortfall": plain(liquidation.shortfall),
-    }
-    return Decision(
-        type=EventType.LIQUIDATION,
-        account=liquidation.account,
-        ledger_lines=liquidation.ledger_lines,
-        detail=detail,
-        result={"account_id": account_id, **detail},
-        marks={symbol: view.market.mark_price(symbol) for symbol in (view.account.positions if view.account else ())},
-    )

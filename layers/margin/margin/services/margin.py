@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from margin.domain.risk import AccountRisk, PositionRisk, assess, assess_positions
+from margin.domain.risk import AccountRisk, PositionRisk, assess, assess_positions, is_liquidatable
 from margin.errors import UnknownAccountError
 
 if TYPE_CHECKING:
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AccountMargin:
-    """One account with its risk at the marks in force."""
+    """One account with its risk at the marks in force; ``liquidation_risk`` says that the engine is to liquidate it."""
 
     account: Account
     risk: AccountRisk
+    liquidation_risk: bool
     positions: tuple[PositionRisk, ...]
 
 
@@ -48,5 +49,8 @@ class MarginService:
         if view.account is None:
             raise UnknownAccountError(account_id)
         return AccountMargin(
-            view.account, assess(view.account, view.market), tuple(assess_positions(view.account, view.market))
+            account=view.account,
+            risk=assess(view.account, view.market),
+            liquidation_risk=is_liquidatable(view.account, view.market),
+            positions=tuple(assess_positions(view.account, view.market)),
         )

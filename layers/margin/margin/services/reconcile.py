@@ -15,6 +15,7 @@ from margin.domain.safe_zone import TriggerSide
 from margin.observability import MetricName, count, logger
 from margin.services.audit_chain import ChainAudit, head_of
 from margin.services.audit_cycle import Cycle, Stage
+from margin.services.audit_settlement import unsound_settlement
 from margin.services.audit_state import Comparison, compare
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ _ID_DIGITS_MAX = 18
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PageSizes:
-    """How much is read at once: accounts in a page and events in all their chains, events, ledger lines."""
+    """How much is read at once: accounts in a page and events in all their chains, events, ledger lines, shortfalls."""
 
     accounts: int = 100
     batch_events: int = 10_000
     events: int = 1000
     ledger_lines: int = 100_000
+    settlements: int = 1000
 
 
 PAGE_SIZES = PageSizes()
@@ -75,7 +77,7 @@ class ReconcileReport:
 
 
 class ReconcileService:
-    """Goes through all accounts, then through Redis, then through the ledger, and begins anew.
+    """Goes through all accounts, then through Redis, the ledger and the shortfalls, and begins anew.
 
     Parameters
     ----------
@@ -100,6 +102,8 @@ class ReconcileService:
            that the row named, with all that is derived from each event.
         2. Every partition of Redis: accounts that history does not know, and triggers of symbols that are not held.
         3. The whole ledger: its sum.
+        4. Every shortfall and every deleveraging: that it is planned what happened, that it happened what is noted as
+           executed, and that no more was paid than was missing.
 
         Within an account there is no place to stop at, because what a chain comes to is known only at its end: an
         account whose chain is too long for what is left of the time is begun anew by the next run. One that is too long
@@ -119,7 +123,12 @@ class ReconcileService:
         saved, now_us = await self._hot.progress()
         cycle = Cycle.resume(saved, now_us)
         report = ReconcileReport(cycle_started_us=cycle.started_us)
-        stages = {Stage.ACCOUNTS: self._accounts, Stage.PARTITIONS: self._partitions, Stage.LEDGER: self._ledger}
+        stages = {
+            Stage.ACCOUNTS: self._accounts,
+            Stage.PARTITIONS: self._partitions,
+            Stage.LEDGER: self._ledger,
+            Stage.SETTLEMENT: self._settlement,
+        }
         while cycle.stage is not Stage.DONE and keep_going():
             await stages[cycle.stage](cycle, report, keep_going)
             now_us = await self._hot.save_progress(cycle.text())
@@ -273,7 +282,18 @@ class ReconcileService:
             total = plain(cycle.total) if cycle.total.is_finite() else str(cycle.total)
             imbalance = Mismatch("the whole ledger does not sum to zero", "0", total)
             self._record(None, Comparison((imbalance,)), (), report)
-        cycle.enter(Stage.DONE)
+        cycle.enter(Stage.SETTLEMENT)
+
+    async def _settlement(self, cycle: Cycle, report: ReconcileReport, _keep_going: Callable[[], bool]) -> None:
+        """Look at what became of a page of shortfalls, and at a page of deleveragings."""
+        account_id, liquidation_id = cycle.place
+        page = await self._history.settlements((account_id, liquidation_id), self._sizes.settlements)
+        for settled in page:
+            if mismatches := unsound_settlement(settled):
+                self._record(settled.account_id, Comparison(mismatches), (), report)
+            cycle.place = (settled.account_id, settled.liquidation_id)
+        if len(page) < self._sizes.settlements:
+            cycle.enter(Stage.DONE)
 
     @staticmethod
     def _record(

@@ -15,8 +15,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from margin.domain.decimals import plain
-from margin.domain.risk import AccountRisk, assess
-from margin.errors import CursorInvalidError, LimitExceededError, SnapshotExpiredError
+from margin.domain.risk import AccountRisk, assess, is_liquidatable
+from margin.errors import CursorInvalidError, SnapshotExpiredError
+from margin.services.all_accounts import all_accounts
 from margin.services.cursors import decode_cursor, encode_cursor
 
 if TYPE_CHECKING:
@@ -89,21 +90,13 @@ class ReportService:
 
     async def _take(self, market: Market) -> list[dict[str, Any]]:
         """Rows of all accounts, worst first: by utilisation, those without equity before all others."""
-        seen: dict[int, Account] = {}
-        for partition in range(self._accounts.partitions):
-            cursor = "0"
-            while True:
-                page = await self._accounts.page(partition, cursor)
-                seen.update((row.account.account_id, row.account) for row in page.rows)
-                if len(seen) > self._accounts_max:
-                    message = f"There are more than {self._accounts_max} accounts, the most that a report covers."
-                    raise LimitExceededError(message)
-                cursor = page.cursor
-                if cursor == "0":
-                    break
-        assessed = [(account, assess(account, market)) for account in seen.values()]
+        assessed = [
+            (account, assess(account, market))
+            async for page in all_accounts(self._accounts, accounts_max=self._accounts_max)
+            for account in page
+        ]
         assessed.sort(key=lambda pair: (-_badness(pair[1]), pair[0].account_id))
-        return [_row(account, risk) for account, risk in assessed]
+        return [_row(account, risk, market) for account, risk in assessed]
 
     async def _kept_page(self, snapshot_id: str, offset: int, limit: int) -> MarginReport:
         summary = await self._kept(snapshot_id, _SUMMARY)
@@ -127,7 +120,7 @@ def _badness(risk: AccountRisk) -> Decimal:
     return _HOPELESS if utilisation is None else utilisation
 
 
-def _row(account: Account, risk: AccountRisk) -> dict[str, Any]:
+def _row(account: Account, risk: AccountRisk, market: Market) -> dict[str, Any]:
     utilisation = risk.utilisation_pct
     return {
         "account_id": account.account_id,
@@ -136,7 +129,8 @@ def _row(account: Account, risk: AccountRisk) -> dict[str, Any]:
         "initial_margin_required": plain(risk.initial_margin),
         "maintenance_margin_required": plain(risk.maintenance_margin),
         "margin_utilisation_pct": None if utilisation is None else plain(utilisation),
-        "liquidation_risk": risk.liquidatable,
+        # Stale marks only ever speak for an account, so one that is above its margin at all marks needs no second look.
+        "liquidation_risk": risk.liquidatable and is_liquidatable(account, market),
     }
 
 

@@ -4,7 +4,8 @@ A mark price evaluates whom it crosses. What it had no time for, what a queue lo
 fail-over stays crossed, so the scan asks the index for everyone that a mark in force crosses, and evaluates them.
 
 Beside that a sweep goes through all accounts, some at each scan, and tests of each whether the index could miss it:
-that must never be found, so it is counted (`LiquidationMisses`) and logged with all that it takes to see why.
+that must never be found, so it is counted (`LiquidationMisses`) and logged with all that it takes to see why. The same
+look puts the index of warnings right, which a changed level leaves behind. Whoever is to be warned comes last.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 from typing import TYPE_CHECKING
 
 from margin.domain.decimals import plain
-from margin.domain.risk import liquidation_assessment
+from margin.domain.risk import is_liquidatable
 from margin.domain.safe_zone import covers
 from margin.errors import NoMarkPriceError
 from margin.observability import MetricName, count, logger
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from margin.domain.market import Market
     from margin.ports import AccountStore, IndexedAccount, MarketStore, SweepPage
     from margin.services.liquidation import LiquidationService
+    from margin.services.margin_warning import MarginWarningService
 
 CROSSED_PER_PAGE = 500
 CROSSED_PAGES_MAX = 200
@@ -41,14 +43,15 @@ class ScanReport:
     """What a scan did.
 
     ``crossed`` accounts stood beyond a trigger, ``swept`` were tested without the index, and of those ``missed`` were
-    accounts that the index could miss, and ``unvalued`` have a position without a mark price. Not ``complete``: time
-    was up, and the next scan goes on.
+    accounts that the index could miss, and ``unvalued`` have a position without a mark price; ``warned`` got their
+    margin warning. Not ``complete``: time was up, and the next scan goes on.
     """
 
     crossed: int = 0
     swept: int = 0
     missed: list[int] = dataclasses.field(default_factory=list)
     liquidated: list[int] = dataclasses.field(default_factory=list)
+    warned: int = 0
     put_off: int = 0
     unvalued: int = 0
     failed: int = 0
@@ -65,6 +68,8 @@ class ScanService:
         Hot state.
     liquidations : LiquidationService
         Evaluates single accounts.
+    warnings : MarginWarningService
+        Warns accounts, after all that.
     sweep_cycle_s : int
         In how many seconds the sweep is to get through all accounts; 0: at each scan.
     crossed_per_page : int
@@ -76,6 +81,7 @@ class ScanService:
         accounts: AccountStore,
         market: MarketStore,
         liquidations: LiquidationService,
+        warnings: MarginWarningService,
         *,
         sweep_cycle_s: int,
         crossed_per_page: int = CROSSED_PER_PAGE,
@@ -83,11 +89,12 @@ class ScanService:
         self._accounts = accounts
         self._market = market
         self._liquidations = liquidations
+        self._warnings = warnings
         self._cycle_us = sweep_cycle_s * _MICROSECONDS_PER_S
         self._crossed_per_page = crossed_per_page
 
     async def scan(self, *, keep_going: Callable[[], bool] = lambda: True) -> ScanReport:
-        """Evaluate everyone whom a mark in force crosses, then sweep on.
+        """Evaluate everyone whom a mark in force crosses, then sweep on, and at last warn whom there is to warn.
 
         Parameters
         ----------
@@ -114,6 +121,9 @@ class ScanService:
                 report.complete = False
                 break
             await self._sweep(partition, report, judged, keep_going)
+        for partition in range(self._accounts.partitions):
+            if report.complete:
+                await self._warn(partition, report, keep_going)
         return report
 
     async def _crossed(self, partition: int, report: ScanReport, keep_going: Callable[[], bool]) -> list[int]:
@@ -136,6 +146,21 @@ class ScanService:
         report.put_off += len(evaluations.put_off)
         report.failed += len(evaluations.failed) + len(evaluations.left)
 
+    async def _warn(self, partition: int, report: ScanReport, keep_going: Callable[[], bool]) -> None:
+        """Warn whom a mark in force has brought to the level; whoever is seen twice could not be, and has to wait."""
+        seen: set[int] = set()
+        while True:
+            named = await self._accounts.to_warn(partition, self._crossed_per_page)
+            due = [account_id for account_id in named if account_id not in seen]
+            seen.update(due)
+            for start in range(0, len(due), _EVALUATED_AT_ONCE):
+                if not keep_going():
+                    report.complete = False
+                    return
+                report.warned += len(await self._warnings.warn_quietly(due[start : start + _EVALUATED_AT_ONCE]))
+            if not due:
+                return
+
     async def _sweep(
         self, partition: int, report: ScanReport, judged: Container[int], keep_going: Callable[[], bool]
     ) -> None:
@@ -149,7 +174,7 @@ class ScanService:
         cursor, swept, ends_left = progress.cursor, 0, 1 if progress.cursor == "0" else 2
         while True:
             page = await self._accounts.sweep(partition, cursor)
-            await self._evaluate(_in_need(page, report, judged), report)
+            await self._evaluate(self._in_need(page, report, judged), report)
             cursor = page.cursor
             swept += len(page.accounts)
             ends_left -= cursor == "0"
@@ -165,33 +190,39 @@ class ScanService:
         report.swept += swept
         await self._accounts.note_sweep(partition, SweepProgress(cursor, at_us))
 
+    def _in_need(self, page: SweepPage, report: ScanReport, judged: Container[int]) -> list[int]:
+        """Test a page, all of it of one moment: whom the index could miss, and who was crossed since it was asked.
 
-def _in_need(page: SweepPage, report: ScanReport, judged: Container[int]) -> list[int]:
-    """Test a page, all of it of one moment: whom the index could miss, and who was crossed since it was asked."""
-    account_ids: list[int] = []
-    for indexed in page.accounts:
-        account = indexed.row.account
-        if not account.positions:
-            continue
-        is_liquidatable = _is_liquidatable(account, page.market, report)
-        is_crossed = any(
-            trigger.is_crossed(page.market.mark_price(symbol))
-            for symbol, trigger in indexed.triggers.items()
-            if symbol in page.market.marks
-        )
-        # By what a trigger is the second never comes without the first; this look is there to rely on nothing.
-        if not covers(account, page.market, indexed.triggers) or (is_liquidatable and not is_crossed):
-            report.missed.append(account.account_id)
-            _record_miss(indexed, page.market)
-            account_ids.append(account.account_id)
-        elif is_liquidatable and account.account_id not in judged:
-            account_ids.append(account.account_id)
-    return account_ids
+        Also who is anchored to a warning at another level than the present one, or was warned and has recovered.
+        """
+        account_ids: list[int] = []
+        for indexed in page.accounts:
+            account = indexed.row.account
+            if not account.positions:
+                continue
+            is_liquidatable = _is_liquidatable(account, page.market, report)
+            is_crossed = any(
+                trigger.is_crossed(page.market.mark_price(symbol))
+                for symbol, trigger in indexed.triggers.items()
+                if symbol in page.market.marks
+            )
+            # By what a trigger is the second never comes without the first; this look is there to rely on nothing.
+            if not covers(account, page.market, indexed.triggers) or (is_liquidatable and not is_crossed):
+                report.missed.append(account.account_id)
+                _record_miss(indexed, page.market)
+                account_ids.append(account.account_id)
+            elif (
+                account.account_id not in judged
+                if is_liquidatable
+                else not self._warnings.watches(indexed, page.market)
+            ):
+                account_ids.append(account.account_id)
+        return account_ids
 
 
 def _is_liquidatable(account: Account, market: Market, report: ScanReport) -> bool:
     try:
-        return liquidation_assessment(account, market).liquidatable
+        return is_liquidatable(account, market)
     except NoMarkPriceError:
         report.unvalued += 1
         return False
