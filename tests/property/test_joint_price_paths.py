@@ -45,8 +45,8 @@ def test_triggers_find_exactly_those_whom_a_look_at_everybody_finds(seed: int) -
 
 def _warning_at_80_pct(account: Account, market: Market) -> dict[str, Trigger]:
     """Triggers of an account that was not warned: at the level of the warning, which comes before liquidation."""
-    anchors, _ = MarginWarnings(Decimal(80)).anchors(account, market, warned=False)
-    return anchors
+    found, _ = MarginWarnings(Decimal(80)).triggers(account, market, warned=False)
+    return found
 
 
 def test_triggers_at_the_level_of_warnings_miss_no_liquidation_either() -> None:

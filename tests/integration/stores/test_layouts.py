@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 ACCOUNTS = range(1, 11)
 CHANGES = [(1, 3), (3, 1), (4, 8), (8, 4), (2, 3)]
-OF_ACCOUNTS = ("balances", "versions", "chain_hashes", "position", "triggers", "pending", "blocked")
+OF_ACCOUNTS = (
+    *("balances", "versions", "chain_hashes", "position"),
+    *("triggers", "warnings", "warned", "pending", "blocked"),
+)
 
 
 def _tags(partitions: int) -> list[str]:
@@ -87,7 +90,7 @@ def _by_account(store: redis.Redis, partitions: int) -> dict[str, Any]:
                 state.setdefault(bare, {}).update(value)
             elif bare.startswith(("position", "idempotency")):
                 state[bare] = value
-            elif bare.startswith("triggers"):
+            elif bare.startswith(("triggers", "warnings")):
                 state.setdefault(bare, set()).update(value)
     return state
 

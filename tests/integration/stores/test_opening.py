@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _OF_THE_OPENING = {"marker", "event_seq"}
 # What history does not hold, and what another epoch changes.
-OUTSIDE_HISTORY = ("mark_", "triggers:", "marker", "event_seq")
+OUTSIDE_HISTORY = ("mark_", "triggers:", "warnings:", "marker", "event_seq")
 
 
 async def _trade_a_while(engine: Engine) -> None:
@@ -102,7 +102,8 @@ async def test_triggers_after_a_rebuild_are_those_from_before_once_the_marks_are
     engine: Engine, store: redis.Redis
 ) -> None:
     await _trade_a_while(engine)
-    names = [f"triggers:{symbol}:{side}" for symbol in (BTC, ETH) for side in ("floor", "ceiling")]
+    indexes = [f"{index}:{symbol}" for index in ("triggers", "warnings") for symbol in (BTC, ETH)]
+    names = [f"{index}:{side}" for index in indexes for side in ("floor", "ceiling")]
     before = {name: store.zrange(name, 0, -1, withscores=True) for name in names}
     store.flushall()
     await engine.opening.open()
