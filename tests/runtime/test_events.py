@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.runtime
 
 KEY = "3f0a2a52-8c1e-4b57-9b1e-0d9f3f6f2b11"
+# Of the 1 at 50000 that account 3 holds with 15000, at a mark of 36000.
+LEFT_OPEN = "0.25252525"
 PROBLEM_FIELDS = {"type", "title", "status", "detail", "code", "request_id"}
 
 
@@ -147,7 +149,7 @@ def test_liquidating_mark_price_closes_the_account_below_maintenance_margin(mark
     reply = market.send(event("mark_price_liquidating"))
     assert reply.status == 200, reply.text
     assert reply.json["at_risk"] == 1
-    assert stores.redis.exists("position:3:BTC-PERP") == 0
+    assert stores.redis.hget("position:3:BTC-PERP", "quantity") == LEFT_OPEN
     assert stores.redis.exists("position:1:BTC-PERP") == 1
     ((account_id, equity, maintenance_margin),) = stores.rows(
         "select account_id, equity, maintenance_margin from liquidations"
@@ -288,7 +290,7 @@ def test_scheduled_scan_liquidates_whom_no_mark_price_brought_to_evaluation(mark
     report = market.warm("LiquidationScanFunction").invoke(event("liquidation_scan"))
     assert (report["crossed"], report["swept"], report["missed"]) == (1, 3, [])
     assert (report["liquidated"], report["complete"]) == ([3], True)
-    assert stores.redis.exists("position:3:BTC-PERP") == 0
+    assert stores.redis.hget("position:3:BTC-PERP", "quantity") == LEFT_OPEN
     assert stores.rows("select account_id from liquidations") == [(3,)]
     again = market.warm("LiquidationScanFunction").invoke(event("liquidation_scan"))
     assert (again["crossed"], again["missed"], again["liquidated"]) == (0, [], [])
@@ -401,5 +403,5 @@ def test_poisoned_message_fails_alone(market: Deployment, stores: Stores) -> Non
     assert answer == {"batchItemFailures": [{"itemIdentifier": poison}]}
     # All three accounts were looked at, also 3, whose message comes after the poison.
     assert environment.metrics("AccountsEvaluated") == [3]
-    assert stores.redis.exists("position:3:BTC-PERP") == 0
+    assert stores.redis.hget("position:3:BTC-PERP", "quantity") == LEFT_OPEN
     assert stores.rows("select account_id from liquidations") == [(3,)]

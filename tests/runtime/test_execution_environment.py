@@ -177,7 +177,8 @@ def test_crossed_accounts_beyond_those_evaluated_at_once_go_through_the_queue(
     assert functions.warm("LiquidateFunction").invoke(batch) == {"batchItemFailures": []}
     liquidated = [account_id for (account_id,) in stores.rows("select account_id from liquidations")]
     assert sorted(liquidated) == [1, 2, 3, 4, 5]
-    assert stores.redis.keys("position:*") == []
+    left = {stores.redis.hget(f"position:{account_id}:BTC-PERP", "quantity") for account_id in range(1, 6)}
+    assert left == {"0.25252525"}
 
 
 def test_mark_price_is_stored_and_answered_although_the_queue_is_gone(functions: Deployment, stores: Stores) -> None:
