@@ -78,9 +78,10 @@ def call_each_function(client: EngineClient) -> None:
     client.set_mark_price("", "")
     _get(f"{client.url}/liquidations?limit=1")
     _get(f"{client.url}/controls?limit=1")
-    # Unknown where the accounts are others than the demo's.
-    with contextlib.suppress(urllib.error.HTTPError):
-        _get(f"{client.url}/positions/{min(DEPOSITS)}")
+    # Unknown where accounts and symbols are others than the demo's.
+    for path in (f"/positions/{min(DEPOSITS)}", f"/risk/ladder?symbol={min(MARK_PRICES)}"):
+        with contextlib.suppress(urllib.error.HTTPError):
+            _get(f"{client.url}{path}")
 
 
 def _get(url: str) -> bytes:
