@@ -18,6 +18,8 @@ from margin.domain.deleveraging import (
     deleverage,
     deleveraging_rank,
     most_to_deleverage,
+)
+from margin.domain.deleveraging_shares import (
     quantities_to_deleverage,
     shares_to_deleverage,
 )

@@ -6,9 +6,6 @@ units of what the house took over on to their new owner, and brings x * gap, whi
 at p, and the insurance fund receives the gap.
 
 Where the mark has come back beyond b since, b would be a present to whoever is closed: that is done at the mark then.
-
-Bankruptcy prices share the debt among all positions that were closed. Where nobody can be closed against one of them,
-what it was to bring is shared anew among the others, at prices beyond their own.
 """
 
 from __future__ import annotations
@@ -24,8 +21,6 @@ from margin.domain.position import Side, apply_fill
 from margin.domain.risk import assess
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
     from margin.domain.account import Account
     from margin.domain.market import Market
     from margin.domain.position import Position
@@ -35,13 +30,10 @@ __all__ = [
     "AUTO_DELEVERAGING",
     "BankruptPosition",
     "Deleveraging",
-    "Shares",
     "deleverage",
     "deleveraging_rank",
     "has_won",
     "most_to_deleverage",
-    "quantities_to_deleverage",
-    "shares_to_deleverage",
 ]
 
 AUTO_DELEVERAGING: Final = "AUTO_DELEVERAGING"
@@ -114,22 +106,6 @@ class BankruptPosition:
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
-    """What is to be closed against each position, so that all of them together bring what is uncovered.
-
-    Parameters
-    ----------
-    quantities : tuple of (BankruptPosition, Decimal)
-        Units above 0, a whole number of lots, or all that is left of what was closed.
-    notional : Decimal or None
-        Where the debt is shared anew: the notional among which it is; None at the recorded bankruptcy prices.
-    """
-
-    quantities: tuple[tuple[BankruptPosition, Decimal], ...] = ()
-    notional: Decimal | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Deleveraging:
     """A deleveraging of one account.
 
@@ -167,81 +143,6 @@ class Deleveraging:
 
 
 @exact
-def quantities_to_deleverage(
-    positions: Sequence[BankruptPosition],
-    done: Mapping[str, Decimal],
-    market: Market,
-    *,
-    uncovered: Decimal,
-    raised: Decimal,
-) -> list[tuple[BankruptPosition, Decimal]]:
-    """Divide what is to be closed at bankruptcy prices among the positions, in the order in which they are to be tried.
-
-    What deleveraging has to raise is shared among the positions in proportion to the notional that was closed of them.
-    Behind all shares stands what each could give beyond its own, for when the others find no counterparty.
-
-    Parameters
-    ----------
-    positions : sequence of BankruptPosition
-    done : mapping of str to Decimal
-        Units that were closed before against them, by symbol.
-    market : Market
-        Lots are those of its instruments.
-    uncovered, raised : Decimal
-        What is still to be paid, and what deleveraging has raised for this liquidation until now.
-
-    Returns
-    -------
-    list of (BankruptPosition, Decimal)
-        Units above 0, a whole number of lots, or all that is left of what was closed; each alone brings no more than
-        what is uncovered, but for a lot.
-    """
-    shares, beyond = _divided(positions, done, market, uncovered, raised)
-    return shares + beyond
-
-
-@exact
-def shares_to_deleverage(
-    positions: Sequence[BankruptPosition],
-    done: Mapping[str, Decimal],
-    market: Market,
-    *,
-    uncovered: Decimal,
-    raised: Decimal,
-    without: Collection[str] = (),
-) -> Shares:
-    """Divide what is to be closed so that it brings all that is uncovered, though nobody is found for some positions.
-
-    At bankruptcy prices where those suffice; else what is uncovered is shared anew, by the formula of the bankruptcy
-    prices, among what is left to be closed of the others.
-
-    Parameters
-    ----------
-    positions, done, market, uncovered, raised
-        As of :func:`quantities_to_deleverage`.
-    without : collection of str
-        Symbols against which nobody can be closed.
-
-    Returns
-    -------
-    Shares
-        Empty where nothing is left to be closed, or a price would have to be 0 or less.
-    """
-    left = {one.symbol: abs(one.quantity) - done.get(one.symbol, Decimal(0)) for one in positions}
-    able = [one for one in positions if left[one.symbol] > 0 and one.symbol not in without]
-    if sum((one.brings(left[one.symbol]) for one in able), start=Decimal(0)) >= uncovered:
-        shares, beyond = _divided(able, done, market, uncovered, raised)
-        return Shares(tuple(shares or beyond))
-    while able:
-        notional = sum((left[one.symbol] * one.price for one in able), start=Decimal(0))
-        sharing = [one.sharing(uncovered, notional) for one in able]
-        if all((one.bankruptcy_price or 0) > 0 for one in sharing):
-            return Shares(tuple((one, left[one.symbol]) for one in sharing), notional)
-        able = [one for one, shared in zip(able, sharing, strict=True) if (shared.bankruptcy_price or 0) > 0]
-    return Shares()
-
-
-@exact
 def deleveraging_rank(account: Account, market: Market, symbol: str) -> Fraction | None:
     """Share of profit times effective leverage, by which accounts are deleveraged, the highest first.
 
@@ -254,7 +155,7 @@ def deleveraging_rank(account: Account, market: Market, symbol: str) -> Fraction
         or stale. An entry notional of 0, which only dust of 8 decimals can leave, counts as one unit of dust.
     """
     position = account.positions.get(symbol)
-    if position is None or not _is_valued(account, market):
+    if position is None or not market.are_fresh(account.positions):
         return None
     price = market.mark_price(symbol)
     profit, equity = position.unrealised_pnl(price), assess(account, market).equity
@@ -293,7 +194,7 @@ def most_to_deleverage(account: Account, market: Market, bankrupt: BankruptPosit
     position = account.positions.get(bankrupt.symbol)
     if position is None or position.quantity * bankrupt.quantity >= 0 or not bankrupt.gap:
         return Decimal(0)
-    if not _is_valued(account, market) or not has_won(position, market.mark_price(bankrupt.symbol), bankrupt):
+    if not market.are_fresh(account.positions) or not has_won(position, market.mark_price(bankrupt.symbol), bankrupt):
         return Decimal(0)
     risk = assess(account, market)
     if risk.liquidatable:
@@ -363,27 +264,6 @@ def deleverage(account: Account, market: Market, bankrupt: BankruptPosition, qua
     )
 
 
-def _divided(
-    positions: Sequence[BankruptPosition],
-    done: Mapping[str, Decimal],
-    market: Market,
-    uncovered: Decimal,
-    raised: Decimal,
-) -> tuple[list[tuple[BankruptPosition, Decimal]], list[tuple[BankruptPosition, Decimal]]]:
-    able = [position for position in positions if position.gap > 0]
-    notional = sum((abs(one.quantity) * one.price for one in able), start=Decimal(0))
-    shares: list[tuple[BankruptPosition, Decimal]] = []
-    beyond: list[tuple[BankruptPosition, Decimal]] = []
-    for one in able:
-        lot = market.instrument(one.symbol).lot_size
-        size, closed = abs(one.quantity), done.get(one.symbol, Decimal(0))
-        share = multiple_up((uncovered + raised) * size * one.price, notional * one.gap, lot)
-        most = min(size - closed, multiple_up(uncovered, one.gap, lot))
-        shares.append((one, min(share - closed, most)))
-        beyond.append((one, most))
-    return [one for one in shares if one[1] > 0], [one for one in beyond if one[1] > 0]
-
-
 def _bounds(
     position: Position, market: Market, bankrupt: BankruptPosition, slack: Decimal
 ) -> list[tuple[Decimal, Decimal]]:
@@ -401,7 +281,3 @@ def _bounds(
         (slack + margin - (rate * notional - amount), cost - rate * price)
         for rate, amount in instrument.maintenance_lines
     ]
-
-
-def _is_valued(account: Account, market: Market) -> bool:
-    return all(symbol in market.marks and not market.is_stale(symbol) for symbol in account.positions)

@@ -52,7 +52,7 @@ class MarginWarnings:
     def is_due(self, account: Account, market: Market) -> bool:
         """Whether an account has reached the level: utilisation above it, all marks known and fresh."""
         level_pct = self._level_pct(account, market)
-        if level_pct == LIQUIDATION_PCT or not _is_valued(account, market):
+        if level_pct == LIQUIDATION_PCT or not market.are_fresh(account.positions):
             return False
         risk = assess(account, market)
         return risk.equity * level_pct < risk.maintenance_margin * 100
@@ -63,7 +63,7 @@ class MarginWarnings:
 
         A twentieth of the level below: nobody is warned again and again because a price trembles around it.
         """
-        if not _is_valued(account, market):
+        if not market.are_fresh(account.positions):
             return False
         risk = assess(account, market)
         return risk.equity * self.utilisation_pct * _RELIEF >= risk.maintenance_margin * 100
@@ -97,7 +97,3 @@ class MarginWarnings:
         """
         rates = (market.instrument(symbol).steepest_maintenance_rate for symbol in account.positions)
         return LIQUIDATION_PCT if any(rate * 100 >= self.utilisation_pct for rate in rates) else self.utilisation_pct
-
-
-def _is_valued(account: Account, market: Market) -> bool:
-    return all(symbol in market.marks and not market.is_stale(symbol) for symbol in account.positions)

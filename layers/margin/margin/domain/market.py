@@ -9,7 +9,7 @@ from margin.domain.instrument import Instrument, default_instrument
 from margin.errors import NoMarkPriceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from decimal import Decimal
 
 __all__ = ["RESTORED_STAMP_US", "Mark", "Market"]
@@ -103,6 +103,10 @@ class Market:
             return True
         age_max_s = self.instrument(symbol).mark_max_age_s
         return age_max_s is not None and self.now_us - mark.as_of_us > age_max_s * _US_PER_S
+
+    def are_fresh(self, symbols: Iterable[str]) -> bool:
+        """Tell whether all symbols have a mark price, and none is stale: only then can anything be promised of them."""
+        return all(symbol in self.marks and not self.is_stale(symbol) for symbol in symbols)
 
     def _mark(self, symbol: str) -> Mark:
         mark = self.marks.get(symbol)

@@ -85,7 +85,7 @@ def triggers(account: Account, market: Market, *, level_pct: Decimal = LIQUIDATI
         A floor for each long, minus infinity when it would be 0 or below, which no price reaches; a ceiling for each
         short.
     """
-    if any(symbol not in market.marks or market.is_stale(symbol) for symbol in account.positions):
+    if not market.are_fresh(account.positions):
         return _always_crossed(account)
     risk = assess(account, market)
     slack = risk.equity * level_pct - risk.maintenance_margin * 100

@@ -18,6 +18,8 @@ from margin.domain.controls import ENGINE_CONTROL, liquidation_put_off_by, symbo
 from margin.domain.deleveraging import (
     BankruptPosition,
     most_to_deleverage,
+)
+from margin.domain.deleveraging_shares import (
     quantities_to_deleverage,
     shares_to_deleverage,
 )
