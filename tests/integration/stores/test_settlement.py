@@ -18,7 +18,7 @@ from margin.domain.safe_zone import TriggerSide
 from margin.domain.settlement import Place, SettlementStep
 from margin.ports.settlement import StepOutcome
 from margin.services.counterparties import TRIES_MAX
-from margin.services.settlement import Waiting
+from margin.services.settlement_planning import Waiting
 from margin.services.settlement_steps import fence_of
 from tests.actions import BTC, ETH, buy, contribute, deposit, mark, sell, switch
 from tests.integration.stores.dying import FunctionDiedError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from margin.domain.settlement import Standing
     from margin.ports.settlement import SettlementSession
     from margin.runtime import Engine
-    from margin.services.settlement import SettlementReport
+    from margin.services.settlement_planning import SettlementReport
     from tests.integration.conftest import MakeEngine
 
     Query = Callable[..., list[tuple[Any, ...]]]
