@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help run rebuild demo test test-aws check bench faults build sam-local sam-invoke sam-local-down deploy destroy lock openapi clean
+.PHONY: help run rebuild instruments demo test test-aws check bench faults build sam-local sam-invoke sam-local-down deploy destroy lock openapi clean
 .PHONY: environment-run environment-dev
 SHELL := /bin/sh
 python := .venv/bin/python
@@ -19,6 +19,9 @@ run: environment-run ## Run the engine and its stores on this machine, until Ctr
 
 rebuild: environment-run ## Make the state in Redis anew from PostgreSQL (ACCOUNT=42, PARTITION=3 or ALL=1), while make run runs or not
 	@exec $(python) -m margin_local.rebuild $(if $(ACCOUNT),--account "$(ACCOUNT)") $(if $(PARTITION),--partition "$(PARTITION)") $(if $(ALL),--all)
+
+instruments: environment-run ## Give the engine the rules of symbols (FILE=infra/local/instruments.example.json, URL=http://127.0.0.1:8000)
+	@exec $(python) -m margin_local.instruments --file "$(FILE)" $(if $(URL),--url "$(URL)")
 
 demo: environment-run ## Trade through a falling market and show who is liquidated (PRICES=FILE: your own prices)
 	@exec $(python) -m margin_local.demo $(if $(PRICES),--prices "$(PRICES)")

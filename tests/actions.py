@@ -12,6 +12,7 @@ from margin.domain.position import Side
 if TYPE_CHECKING:
     from margin.domain.controls import ControlState
     from margin.services.controls import ControlOutcome, ControlService
+    from margin.services.funding import FundingOutcome, FundingService
     from margin.services.funds import FundsService
     from margin.services.journal import Outcome
     from margin.services.marks import MarkOutcome, MarkPriceService
@@ -27,6 +28,9 @@ class Services(Protocol):
 
     @property
     def controls(self) -> ControlService: ...
+
+    @property
+    def funding(self) -> FundingService: ...
 
     @property
     def funds(self) -> FundsService: ...
@@ -66,6 +70,10 @@ async def sell(
 
 async def mark(services: Services, price: str, symbol: str = BTC) -> MarkOutcome:
     return await services.marks.set_marks({symbol: Decimal(price)})
+
+
+async def fund(services: Services, rate: str, symbol: str = BTC, *, key: str | None = None) -> FundingOutcome:
+    return await services.funding.pay(symbol, Decimal(rate), caller=ALICE, key=key)
 
 
 async def switch(services: Services, name: str, state: ControlState) -> ControlOutcome:

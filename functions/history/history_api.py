@@ -1,9 +1,12 @@
-"""GET /trades/{account_id} and GET /liquidations: what happened, newest first; GET /insurance-fund: who pays for it."""
+"""What happened, newest first: GET /trades/{account_id}, /liquidations, /mark-prices/{symbol}/history.
+
+And GET /insurance-fund: who pays for it.
+"""
 
 from __future__ import annotations
 
 from margin import __version__
-from margin.contract.history import LiquidationsAnswer, TradesAnswer
+from margin.contract.history import LiquidationsAnswer, MarkPriceHistoryAnswer, TradesAnswer
 from margin.contract.insurance_fund import InsuranceFundAnswer
 from margin.errors import CursorInvalidError, UnknownAccountError
 from margin.http import (
@@ -13,6 +16,7 @@ from margin.http import (
     Cursor,
     Limit,
     Router,
+    SymbolPath,
     SymbolQuery,
     Timestamp,
     create_app,
@@ -60,6 +64,28 @@ async def get_liquidations(
     Each comes with all that it was decided on, so a page ends at 4 MB of that, and can have fewer than `limit`.
     """
     return LiquidationsAnswer.of(await engine().history.liquidations(account_id=account_id, limit=limit, cursor=cursor))
+
+
+@router.get(
+    "/mark-prices/{symbol}/history",
+    summary="Mark prices that a symbol had, newest first",
+    responses=problems(CursorInvalidError, *STORE_PROBLEMS),
+)
+async def get_mark_price_history(
+    symbol: SymbolPath,
+    since: Timestamp | None = None,
+    until: Timestamp | None = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> MarkPriceHistoryAnswer:
+    """Mark prices stored at `since` or later and before `until`: a sample a minute, where the price changed.
+
+    They are kept for `MARK_HISTORY_DAYS` days.
+    """
+    since_us, until_us = microseconds(since), microseconds(until)
+    return MarkPriceHistoryAnswer.of(
+        await engine().history.mark_prices(symbol, since_us=since_us, until_us=until_us, limit=limit, cursor=cursor)
+    )
 
 
 @router.get(

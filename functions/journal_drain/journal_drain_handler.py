@@ -34,6 +34,9 @@ async def drain(_event: dict[str, Any]) -> dict[str, Any]:
     report = await engine().drain.drain(keep_going=keep_going)
     await engine().drain.compare_recent(report)
     await engine().mark_records.save()
+    # Funding first: it touches no account, while a change of rules goes through all who hold the symbol.
+    await engine().funding.complete(keep_going=keep_going)
+    await engine().instruments.complete(max(0.0, remaining_s() - RESERVE_S))
     measure(GaugeName.HISTORY_PENDING_AGE, report.oldest_s)
     measure(GaugeName.INSURANCE_FUND_DEFICIT, float(await engine().history.fund_deficit()))
     return dataclasses.asdict(report)

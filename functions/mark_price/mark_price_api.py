@@ -1,4 +1,4 @@
-"""POST /mark-price, /mark-prices: take mark prices and look at once at everyone they put at risk."""
+"""POST /mark-price, /mark-prices: take mark prices, look at once at everyone they put at risk; GET /mark-prices."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from margin import __version__
 from margin.contract.mark_price import (
     MarkPriceAnswer,
+    MarkPriceListAnswer,
     MarkPriceRequest,
     MarkPricesAnswer,
     MarkPricesRequest,
-    SymbolAtRisk,
 )
 from margin.errors import (
     FutureTimestampError,
@@ -19,7 +19,7 @@ from margin.errors import (
     OlderMarkPriceError,
     OutcomeUnknownError,
 )
-from margin.http import STORE_PROBLEMS, Router, create_app, microseconds, problems
+from margin.http import STORE_PROBLEMS, Response, Router, SymbolQuery, create_app, microseconds, problems
 from margin.lambda_entry import http_handler
 from margin.runtime import engine
 
@@ -29,48 +29,66 @@ if TYPE_CHECKING:
     from margin.services.marks import MarkOutcome
 
 PROBLEMS = problems(LimitExceededError, OlderMarkPriceError, OutcomeUnknownError, *STORE_PROBLEMS)
+STORED = "In force."
+SET_ASIDE = "Not in force because it moves too far, or one of several does: a later price has to confirm it."
 
 router = Router(tags=["market"])
 
 
-@router.post("/mark-price", summary="Update a mark price", responses=PROBLEMS)
-async def set_mark_price(request: MarkPriceRequest) -> MarkPriceAnswer:
+@router.post(
+    "/mark-price",
+    summary="Update a mark price",
+    responses={200: {"description": STORED}, 202: {"model": MarkPriceAnswer, "description": SET_ASIDE}, **PROBLEMS},
+    response_model_exclude_unset=True,
+)
+async def set_mark_price(request: MarkPriceRequest, response: Response) -> MarkPriceAnswer:
     """Store the price, then liquidate each account that it made liquidatable.
 
-    A price that says it is older than the stored one is refused, so that messages may overtake each other.
+    A price that says it is older than the stored one is refused, so that messages may overtake each other. One that is
+    further from the mark than the instrument's `mark_jump_max` is set aside until a later one confirms it; meanwhile
+    the mark counts as stale. A message that is sent twice confirms itself unless it has a `timestamp`, by which it is
+    known again: without one, the same price counts once within a second only.
     """
-    marked = await _set([request])
-    return MarkPriceAnswer(
-        success=True,
-        message="Mark price updated",
-        symbol=request.symbol,
-        price=request.price,
-        at_risk=marked.at_risk,
-    )
+    marked = await _set([request], response)
+    return MarkPriceAnswer.of(request, marked)
 
 
-@router.post("/mark-prices", summary="Update several mark prices in one step", responses=PROBLEMS)
-async def set_mark_prices(request: MarkPricesRequest) -> MarkPricesAnswer:
+@router.post(
+    "/mark-prices",
+    summary="Update several mark prices in one step",
+    responses={200: {"description": STORED}, 202: {"model": MarkPricesAnswer, "description": SET_ASIDE}, **PROBLEMS},
+    response_model_exclude_unset=True,
+)
+async def set_mark_prices(request: MarkPricesRequest, response: Response) -> MarkPricesAnswer:
     """Store all the prices, then liquidate each account that they made liquidatable together.
 
-    Nobody is judged between two of them. One that is refused refuses all.
+    Nobody is judged between two of them. One that is refused refuses all; one that is set aside, only itself, and no
+    position in its symbol is closed until it is confirmed or dropped.
     """
     try:
-        marked = await _set(request.prices)
+        marked = await _set(request.prices, response)
     except FutureTimestampError as error:
         place = [price.symbol for price in request.prices].index(error.symbol)
         raise InvalidRequestError(error.detail, f"prices.{place}.{error.field}") from error
-    prices = [
-        SymbolAtRisk(symbol=price.symbol, price=price.price, at_risk=marked.at_risk_by_symbol[price.symbol])
-        for price in request.prices
-    ]
-    return MarkPricesAnswer(success=True, message="Mark prices updated", prices=prices, at_risk=marked.at_risk)
+    return MarkPricesAnswer.of(request, marked)
 
 
-async def _set(prices: Sequence[MarkPriceRequest]) -> MarkOutcome:
+@router.get("/mark-prices", summary="Mark prices in force, with their ages", responses=problems(*STORE_PROBLEMS))
+async def get_mark_prices(symbol: SymbolQuery | None = None) -> MarkPriceListAnswer:
+    """All symbols, or one, as of one moment; with a price that waits to be confirmed, where there is one."""
+    return MarkPriceListAnswer.of(await engine().mark_list.mark_prices(symbol=symbol))
+
+
+async def _set(prices: Sequence[MarkPriceRequest], response: Response) -> MarkOutcome:
     times = {price.symbol: microseconds(price.timestamp) for price in prices}
-    observed_us = {symbol: time for symbol, time in times.items() if time is not None}
-    return await engine().marks.set_marks({price.symbol: price.price for price in prices}, observed_us=observed_us)
+    marked = await engine().marks.set_marks(
+        {price.symbol: price.price for price in prices},
+        observed_us={symbol: time for symbol, time in times.items() if time is not None},
+        sources={price.symbol: price.source for price in prices if price.source is not None},
+    )
+    if marked.set_aside:
+        response.status_code = 202
+    return marked
 
 
 app = create_app(router, title="Margin: mark price", version=__version__, description=__doc__ or "")

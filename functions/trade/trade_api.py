@@ -1,17 +1,27 @@
-"""POST /trade: execute a trade under a pre-trade margin check."""
+"""POST /trade: execute a trade under a pre-trade margin check. POST /trade/preview: say what it would come to."""
 
 from __future__ import annotations
 
 from margin import __version__
+from margin.contract.preview import PreviewAnswer
 from margin.contract.trade import TradeAnswer, TradeRequest
 from margin.errors import (
     InLiquidationError,
+    InstrumentStatusError,
     InsufficientMarginError,
     LimitExceededError,
     NoMarkPriceError,
     NotActiveError,
+    NotReducingError,
     OutsidePriceBandError,
+    PositionLimitError,
+    PriceOffTickError,
+    QuantityOffLotError,
+    QuantityTooLargeError,
+    QuantityTooSmallError,
+    RedisUnavailableError,
     StaleMarkPriceError,
+    StateNotLoadedError,
     UnknownAccountError,
 )
 from margin.http import (
@@ -37,6 +47,13 @@ REFUSALS = (
     InLiquidationError,
     NotActiveError,
     LimitExceededError,
+    InstrumentStatusError,
+    NotReducingError,
+    QuantityOffLotError,
+    QuantityTooSmallError,
+    QuantityTooLargeError,
+    PositionLimitError,
+    PriceOffTickError,
     UnknownAccountError,
 )
 
@@ -53,6 +70,20 @@ async def execute_trade(
     trade = await engine().trading.trade(request.order(), key=idempotency_key, caller=caller)
     outcome(response, pending=not trade.final, replayed=trade.replayed)
     return TradeAnswer.of(trade)
+
+
+@router.post(
+    "/trade/preview",
+    summary="Say what a trade would come to",
+    responses=problems(UnknownAccountError, RedisUnavailableError, StateNotLoadedError),
+)
+async def preview_trade(request: TradeRequest) -> PreviewAnswer:
+    """Decide the trade as `/trade` would at this moment, and change nothing.
+
+    A refusal is part of the answer. So is the largest quantity that each side would accept at this price: that much is
+    executed, one lot more is not.
+    """
+    return PreviewAnswer.of(await engine().previews.preview(request.order()))
 
 
 app = create_app(router, title="Margin: trade", version=__version__, description=__doc__ or "")

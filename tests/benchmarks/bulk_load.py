@@ -101,7 +101,7 @@ class BulkLoad:
             versions += (account_id, version(account.account_id, self._epoch))
             hashes += (account_id, chain_hash(account.account_id))
             for symbol in account.positions:
-                _, quantity, entry_price, entry_cost = position_fields(symbol, account)
+                _, quantity, entry_price, entry_cost, _ = position_fields(symbol, account)
                 fields = ("quantity", quantity, "entry_price", entry_price, "entry_cost", entry_cost)
                 commands.append(("HSET", f"position:{account_id}:{symbol}", *fields))
             if account.positions:

@@ -48,6 +48,7 @@ HTTP: dict[str, tuple[dict[str, Any], str]] = {
         api_gateway_event("POST", "/mark-price", {"symbol": "BTC-PERP", "price": "50000"}),
         "marks.set_marks",
     ),
+    "FundingFunction": (event("funding"), "funding.pay"),
     "PositionsFunction": (api_gateway_event("GET", "/positions/1"), "margin.account_margin"),
     "MarginReportFunction": (event("margin_report"), "report.page"),
     "RiskFunction": (event("risk_ladder"), "stress.ladder"),

@@ -11,6 +11,7 @@ import psycopg
 
 from margin.domain.event import parse_version, position_changes
 from margin.domain.safe_zone import TriggerSide
+from margin.services.crossed import CrossedAccountsService
 from margin.services.liquidation import Evaluations
 from margin.services.marks import MarkPriceService
 
@@ -101,14 +102,13 @@ class UnhurriedLiquidations:
 def unhurried_marks(engine: Engine, crossed_max: int) -> tuple[MarkPriceService, UnhurriedLiquidations]:
     """Make a service that takes mark prices and evaluates all of so many accounts before it answers."""
     liquidations = UnhurriedLiquidations(engine.liquidations)
-    marks = MarkPriceService(
-        engine.market,
+    crossed = CrossedAccountsService(
         cast("LiquidationService", liquidations),
         engine.warnings,
         crossed_inline_max=crossed_max,
         crossed_queued_max=crossed_max,
     )
-    return marks, liquidations
+    return MarkPriceService(engine.market, crossed), liquidations
 
 
 def assert_all_judged(liquidations: UnhurriedLiquidations, crossing: Crossing) -> None:

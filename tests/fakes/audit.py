@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from margin.domain.chain import Link
 from margin.domain.decimals import plain
-from margin.domain.event import parse_version
+from margin.domain.event import parse_version, position_entry
 from margin.domain.ledger import LedgerAccount
 from margin.domain.safe_zone import TriggerSide
 from margin.ports.audit import AuditedAccount, AuditedEvent, AuditedSettlement, HotAccount, HotPosition, LedgerPage
@@ -150,10 +150,7 @@ class FakeHotAudit:
                 version=hot.version,
                 chain_hash=hot.chain_hash,
                 balance=plain(hot.account.balance),
-                positions={
-                    symbol: {"quantity": plain(held.quantity), "entry_cost": plain(held.entry_cost)}
-                    for symbol, held in hot.account.positions.items()
-                },
+                positions={symbol: position_entry(held) for symbol, held in hot.account.positions.items()},
                 pending=list(redis.pending.get(account_id, [])),
                 waits=account_id in redis.pending_since_us,
             )
@@ -192,6 +189,7 @@ class FakeHotAudit:
                 symbol: HotPosition(
                     fields["quantity"],
                     fields["entry_cost"],
+                    fields.get("entry_funding", "0"),
                     tuple(side for side in TriggerSide if (symbol, side, owner) in self.triggers),
                 )
                 for symbol, fields in keys.positions.items()
@@ -210,10 +208,7 @@ def _account_row(history: FakeHistory, account_id: int) -> dict[str, Any]:
         "event_id": event_id,
         "chain_hash": state.chain_hash,
         "balance": state.account.balance,
-        "positions": {
-            symbol: {"quantity": plain(held.quantity), "entry_cost": plain(held.entry_cost)}
-            for symbol, held in state.account.positions.items()
-        },
+        "positions": {symbol: position_entry(held) for symbol, held in state.account.positions.items()},
     }
 
 

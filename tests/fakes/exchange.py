@@ -7,21 +7,30 @@ from decimal import Decimal
 from margin.domain.event import AcknowledgedBy
 from margin.domain.liquidation import LiquidationPolicy
 from margin.domain.margin_warning import MarginWarnings
+from margin.services.anchoring import AnchoringService
 from margin.services.controls import ControlService
+from margin.services.crossed import CrossedAccountsService
 from margin.services.drain import DrainService
 from margin.services.former_layout import FormerLayoutService
+from margin.services.funding import FundingService
+from margin.services.funding_list import FundingListService
+from margin.services.funding_restore import FundingRestoreService
 from margin.services.funds import FundsService
 from margin.services.healing import HealingService
 from margin.services.health import HealthService
 from margin.services.history import HistoryService
+from margin.services.instrument_restore import InstrumentRestoreService
+from margin.services.instruments import InstrumentService
 from margin.services.journal import Journal
 from margin.services.layout import Layout
 from margin.services.liquidation import LiquidationService
 from margin.services.margin import MarginService
 from margin.services.margin_warning import MarginWarningService
+from margin.services.mark_list import MarkListService
 from margin.services.mark_records import MarkRecordService
 from margin.services.marks import MarkPriceService
 from margin.services.opening import OpeningService
+from margin.services.preview import PreviewService
 from margin.services.rebuilding import RebuildService
 from margin.services.report import ReportService
 from margin.services.scan import ScanService
@@ -29,7 +38,9 @@ from margin.services.stress import StressService
 from margin.services.trading import TradingService
 from tests.fakes.controls import FakeControlHistory, FakeControls
 from tests.fakes.faults import Clock, Faults
+from tests.fakes.funding import FakeFunding, FakeFundingHistory
 from tests.fakes.history import FakeHistory
+from tests.fakes.instruments import FakeInstrumentHistory, FakeInstruments
 from tests.fakes.queue import FakeQueue
 from tests.fakes.redis import FakeAccounts, FakeMarket, FakePartitions, FakeRedis
 
@@ -70,15 +81,21 @@ class Exchange:
         self.trading = TradingService(self.journal, self.liquidations)
         self.funds = FundsService(self.journal, self.liquidations)
         self.margin = MarginService(self.accounts)
+        self.previews = PreviewService(self.accounts)
         self.queue = FakeQueue(self.faults) if crossed_queued_max else None
-        self.marks = MarkPriceService(
-            self.market,
+        self.crossed = CrossedAccountsService(
             self.liquidations,
             self.warnings,
             crossed_inline_max=crossed_inline_max,
             crossed_queued_max=crossed_queued_max,
             queue=self.queue,
         )
+        self.marks = MarkPriceService(self.market, self.crossed)
+        self.funding_history = FakeFundingHistory(self.history_store, self.faults)
+        self.funding = FundingService(
+            self.funding_history, FakeFunding(self.redis), self.crossed, warning_pct=self.warning_level.utilisation_pct
+        )
+        self.funding_list = FundingListService(self.funding_history, self.accounts)
         self.report = ReportService(self.accounts, self.market, ttl_s=REPORT_TTL_S, accounts_max=report_accounts_max)
         self.stress = StressService(
             self.accounts, self.market, self.history_store, LiquidationPolicy(), accounts_max=report_accounts_max
@@ -89,7 +106,10 @@ class Exchange:
         self.history = HistoryService(self.history_store)
         self.health = HealthService(self.partitions, self.history_store)
         self.drain = DrainService(self.accounts, self.history_store, self.journal, self.healing, self.controls)
-        self.mark_records = MarkRecordService(self.market, self.history_store)
+        self.mark_records = MarkRecordService(self.market, self.history_store, kept_days=90)
+        self.mark_list = MarkListService(self.market)
+        self.instrument_history = FakeInstrumentHistory(self.clock, self.faults)
+        self.instruments = self.make_instruments()
         layout = self._layout(partitions)
         self.opening = OpeningService(layout, self.history_store, FormerLayoutService(self.history_store, self._layout))
         self.rebuilding = RebuildService(layout, self.history_store, self.opening)
@@ -97,6 +117,12 @@ class Exchange:
     async def open(self) -> Exchange:
         await self.opening.open()
         return self
+
+    def make_instruments(self) -> InstrumentService:
+        """Another function's service, which knows nothing but what the stores hold."""
+        store = FakeInstruments(self.redis)
+        anchoring = AnchoringService(self.accounts, store, self.warning_level)
+        return InstrumentService(self.instrument_history, store, anchoring, self.liquidations)
 
     def _make_journal(self, accounts: FakeAccounts, healing: HealingService) -> Journal:
         return Journal(
@@ -118,5 +144,9 @@ class Exchange:
             market=self.market,
             healing=healing,
             controls=self.controls,
+            funding=FundingRestoreService(
+                self.funding_history, FakeFunding(self.redis), warning_pct=self.warning_level.utilisation_pct
+            ),
+            instruments=InstrumentRestoreService(self.instrument_history, FakeInstruments(self.redis)),
             drain=DrainService(accounts, self.history_store, journal, healing, self.controls),
         )

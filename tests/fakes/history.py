@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from margin.domain.market import Mark
     from margin.ports.history import ReadAt
     from margin.ports.opening import OpeningRecord
-    from margin.ports.queries import LiquidationQuery, TradeQuery
+    from margin.ports.queries import LiquidationQuery, MarkSampleQuery, TradeQuery
     from tests.fakes.faults import Clock, Faults
 
 _TRADE_AMOUNTS = ("quantity", "price", "notional", "realised_pnl", "fee")
@@ -59,6 +59,7 @@ class FakeHistory:
         self.live_keys_max = 1000
         self.openings: list[OpeningRecord] = []
         self.fences: dict[tuple[int, int], int] = {}
+        self.mark_price_samples: dict[tuple[str, int], Mark] = {}
         self._marks: dict[str, Mark] = {}
         self._clock = clock
         self._faults = faults
@@ -87,7 +88,12 @@ class FakeHistory:
     async def trades(self, query: TradeQuery) -> list[dict[str, Any]]:
         await self._faults.before("history.trades")
         rows = [
-            _row(link, _TRADE_AMOUNTS, ("symbol", "side"))
+            {
+                **_row(link, _TRADE_AMOUNTS, ("symbol", "side")),
+                "reduce_only": link.body["detail"].get("reduce_only", False),
+                "liquidity": link.body["detail"].get("liquidity", "TAKER"),
+                "client_order_id": link.body["detail"].get("client_order_id"),
+            }
             for link in reversed(self.chains.get(query.account_id, []))
             if link.body["type"] == "TRADE"
             and query.symbol in {None, link.body["detail"]["symbol"]}
@@ -148,12 +154,32 @@ class FakeHistory:
     async def save_marks(self, marks: Mapping[str, Mark]) -> None:
         await self._faults.before("history.save_marks")
         for symbol, mark in marks.items():
+            self.mark_price_samples.setdefault((symbol, mark.stamp_us), mark)
             if symbol not in self._marks or self._marks[symbol].stamp_us < mark.stamp_us:
                 self._marks[symbol] = mark
 
     async def marks(self) -> dict[str, Mark]:
         await self._faults.before("history.marks")
         return dict(self._marks)
+
+    async def forget_mark_samples(self, before_us: int, limit: int) -> int:
+        await self._faults.before("history.forget_mark_samples")
+        old = sorted((at_us, symbol) for symbol, at_us in self.mark_price_samples if at_us < before_us)[:limit]
+        for at_us, symbol in old:
+            del self.mark_price_samples[symbol, at_us]
+        return len(old)
+
+    async def mark_samples(self, query: MarkSampleQuery) -> list[dict[str, Any]]:
+        await self._faults.before("history.mark_samples")
+        rows = [
+            {"symbol": symbol, "price": mark.price, "source": mark.source, "timestamp_us": at_us}
+            for (symbol, at_us), mark in sorted(self.mark_price_samples.items(), key=lambda item: -item[0][1])
+            if symbol == query.symbol
+            and (query.since_us is None or at_us >= query.since_us)
+            and (query.until_us is None or at_us < query.until_us)
+            and (query.before_us is None or at_us < query.before_us)
+        ]
+        return rows[: query.limit]
 
     async def raise_fence(self, partition: int, partitions: int, epoch: int) -> int:
         await self._faults.before("history.raise_fence")
@@ -199,7 +225,12 @@ class FakeHistory:
             for symbol, fields in link.body["positions"].items():
                 positions.pop(symbol, None)
                 if fields is not None:
-                    positions[symbol] = Position(symbol, Decimal(fields["quantity"]), Decimal(fields["entry_cost"]))
+                    positions[symbol] = Position(
+                        symbol,
+                        Decimal(fields["quantity"]),
+                        Decimal(fields["entry_cost"]),
+                        Decimal(fields.get("entry_funding", "0")),
+                    )
         last = chain[-1]
         account = Account(account_id, Decimal(last.body["balance"]), positions)
         return HistoryAccount(version_of(len(chain), last.event_id), last.hash, account)

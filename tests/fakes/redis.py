@@ -5,21 +5,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from margin.domain.controls import ENGINE_CONTROL, account_control, symbol_control
 from margin.domain.event import StoredEvent, version_of
+from margin.domain.mark_jump import MarkCandidate
 from margin.domain.mark_time import AHEAD_MAX_US, OlderPrice, future_timestamp, older_mark_price
 from margin.domain.market import RESTORED_STAMP_US, Mark, Market
-from margin.domain.safe_zone import TriggerSide
+from margin.domain.safe_zone import LIQUIDATION_PCT, TriggerSide, crosses
 from margin.errors import StateNotLoadedError
 from margin.ports import (
     AccountLoad,
     AccountPage,
     AccountRow,
     AccountView,
+    Anchor,
     Commit,
     CommitReply,
     Committed,
@@ -29,6 +32,7 @@ from margin.ports import (
     IndexedAccount,
     Loaded,
     MarkUpdate,
+    SetAside,
     StoredResult,
     SweepPage,
     SweepProgress,
@@ -40,14 +44,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from margin.domain.account import Account
+    from margin.domain.funding import Funding
     from margin.domain.instrument import Instrument
     from margin.domain.safe_zone import Trigger
     from margin.ports.history import HistoryKey
+    from margin.ports.instruments import AnchoringProgress
     from tests.fakes.faults import Clock, Faults
 
 PENDING_SHOWN_MAX = 200
 WARNED_PER_CALL_MAX = 200
 _NEVER = Mark(Decimal(1), -1)
+_WARNING_PCT = Decimal(80)
+"""Any below 100: the triggers of the warning have a shift of their own, whatever their level."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +75,19 @@ class _HotAccount:
     warnings: dict[str, Trigger] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Waiting:
+    """A price that waits to be confirmed beside the mark of a stamp, and when it came."""
+
+    stamp_us: int
+    came_us: int
+    candidate: MarkCandidate
+
+    @property
+    def latest_us(self) -> int:
+        return min(self.came_us, self.candidate.observed_us)
+
+
 @dataclasses.dataclass
 class FakeRedis:
     """One server: everything that scripts share. ``page_size`` is how many accounts one page of a scan has."""
@@ -81,7 +102,12 @@ class FakeRedis:
     pending_since_us: dict[int, int] = dataclasses.field(default_factory=dict)
     keys: dict[tuple[int, str], _Record] = dataclasses.field(default_factory=dict)
     marks: dict[str, Mark] = dataclasses.field(default_factory=dict)
+    mark_candidates: dict[str, _Waiting] = dataclasses.field(default_factory=dict)
     instruments: dict[str, Instrument] = dataclasses.field(default_factory=dict)
+    staged: dict[str, Instrument] = dataclasses.field(default_factory=dict)
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    anchoring: dict[tuple[int, int, str, int], AnchoringProgress] = dataclasses.field(default_factory=dict)
+    funding: dict[str, Funding] = dataclasses.field(default_factory=dict)
     controls: dict[str, str] = dataclasses.field(default_factory=dict)
     control_ids: dict[str, int] = dataclasses.field(default_factory=dict)
     controls_aligned_to: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -99,7 +125,7 @@ class FakeRedis:
     _STATE = (
         *("accounts", "pending", "pending_since_us", "keys", "marks", "instruments", "controls", "markers"),
         *("control_ids", "controls_aligned_to", "blocked", "holds", "openings", "sweeps", "sequences", "reports"),
-        "warned",
+        *("warned", "staged", "dropped", "anchoring", "funding", "mark_candidates"),
     )
 
     def flush(self) -> None:
@@ -142,9 +168,31 @@ class FakeRedis:
             return None
         return StoredResult(record.event_id, record.request_hash, record.result, self.shown_pending(account_id))
 
-    def is_crossed(self, trigger: Trigger) -> bool:
-        mark = self.marks.get(trigger.symbol)
-        return mark is not None and trigger.is_crossed(mark.price)
+    def live_market(self) -> Market:
+        """Everything as it is, and as it will be: not a copy."""
+        waiting = {symbol: found.candidate.price for symbol in self.marks if (found := self.waiting_beside(symbol))}
+        return Market(self.marks, self.instruments, self.clock.now_us, self.funding, self.staged, waiting)
+
+    def waiting_beside(self, symbol: str) -> _Waiting | None:
+        """What waits beside the mark in force."""
+        found = self.mark_candidates.get(symbol)
+        return found if found is not None and found.stamp_us == self.marks[symbol].stamp_us else None
+
+    def market(self, symbols: Iterable[str] | None = None) -> Market:
+        """A copy of everything, or of what concerns some symbols."""
+        live = self.live_market()
+        wanted = {*self.marks, *self.instruments, *self.funding, *self.staged} if symbols is None else set(symbols)
+        return dataclasses.replace(
+            live,
+            marks={symbol: mark for symbol, mark in live.marks.items() if symbol in wanted},
+            instruments={symbol: instrument for symbol, instrument in live.instruments.items() if symbol in wanted},
+            funding={symbol: funding for symbol, funding in live.funding.items() if symbol in wanted},
+            staged={symbol: instrument for symbol, instrument in live.staged.items() if symbol in wanted},
+            waiting={symbol: price for symbol, price in live.waiting.items() if symbol in wanted},
+        )
+
+    def is_crossed(self, trigger: Trigger, level_pct: Decimal = LIQUIDATION_PCT) -> bool:
+        return trigger.symbol in self.marks and crosses(trigger, self.live_market(), level_pct=level_pct)
 
     def crossed_by(self, symbol: str) -> list[int]:
         """Accounts whose trigger of a symbol its mark crosses, those furthest beyond first."""
@@ -156,6 +204,10 @@ class FakeRedis:
         crossed = sorted(sides[TriggerSide.FLOOR], reverse=True) + sorted(sides[TriggerSide.CEILING])
         return [int(account_id) for _, account_id in crossed]
 
+    def same_instruments(self, versions: Mapping[str, str]) -> bool:
+        market = self.live_market()
+        return all(market.instrument_version(symbol) == version for symbol, version in versions.items())
+
     def set_warnings(self, account_id: int, warnings: Mapping[str, Trigger], *, warned: bool) -> None:
         self.accounts[account_id].warnings = dict(warnings)
         (self.warned.add if warned else self.warned.discard)(account_id)
@@ -165,7 +217,7 @@ class FakeRedis:
         return [
             account_id
             for account_id, hot in self.accounts.items()
-            if (trigger := hot.warnings.get(symbol)) is not None and self.is_crossed(trigger)
+            if (trigger := hot.warnings.get(symbol)) is not None and self.is_crossed(trigger, _WARNING_PCT)
         ]
 
     def set_triggers(self, account_id: int, triggers: Mapping[str, Trigger]) -> bool:
@@ -203,7 +255,7 @@ class FakeAccounts:
             account=hot.account if hot else None,
             version=hot.version if hot else "",
             chain_hash=hot.chain_hash if hot else "",
-            market=self._market(symbols),
+            market=redis.market(symbols),
             controls={name: redis.controls.get(name, "") for name in names},
             hold=redis.hold_of(account_id),
             warned=account_id in redis.warned,
@@ -218,25 +270,53 @@ class FakeAccounts:
         await self._redis.faults.after("accounts.commit")
         return reply
 
-    async def anchor(
-        self,
-        account_id: int,
-        version: str,
-        triggers: Mapping[str, Trigger],
-        *,
-        warnings: Mapping[str, Trigger] | None = None,
-        warned: bool = False,
-        epoch: int | None = None,
-    ) -> bool | None:
-        redis = self._redis
+    async def anchor(self, anchor: Anchor, *, epoch: int | None = None) -> bool | None:
+        redis, account_id = self._redis, anchor.account_id
         await redis.faults.before("accounts.anchor")
         redis.require_loaded(self._partition(account_id), epoch)
-        if self._version(account_id) != version:
+        if self._version(account_id) != anchor.version or not redis.same_instruments(anchor.instrument_versions):
             return None
-        crossed = redis.set_triggers(account_id, triggers)
-        redis.set_warnings(account_id, warnings or {}, warned=warned)
+        crossed = redis.set_triggers(account_id, anchor.triggers)
+        redis.set_warnings(account_id, anchor.warnings, warned=anchor.warned)
         await redis.faults.after("accounts.anchor")
         return crossed
+
+    async def anchor_all(self, partition: int, anchors: Sequence[Anchor], *, epoch: int) -> list[bool | None]:
+        self._one_partition([anchor.account_id for anchor in anchors])
+        return [await self.anchor(anchor, epoch=epoch) for anchor in anchors]
+
+    async def scan_holders(self, partition: int, symbol: str, side: TriggerSide, cursor: str) -> SweepPage:
+        redis = self._redis
+        await redis.faults.before("accounts.scan_holders")
+        redis.require_loaded(partition)
+        found = sorted(
+            account_id
+            for account_id, hot in redis.accounts.items()
+            if self._partition(account_id) == partition
+            and symbol in hot.triggers
+            and hot.triggers[symbol].side is side
+            and account_id >= int(cursor)
+        )
+        hot = [redis.accounts[account_id] for account_id in found[: redis.page_size]]
+        symbols = {symbol for each in hot for symbol in each.account.positions}
+        page = SweepPage(
+            cursor=str(found[redis.page_size]) if len(found) > redis.page_size else "0",
+            accounts=tuple(self._indexed(each) for each in hot),
+            market=redis.market(symbols),
+        )
+        await redis.faults.after("accounts.scan_holders")
+        return page
+
+    async def cross(self, account_id: int, guard: str) -> bool:
+        await self._reach("accounts.cross")
+        if not self._guarded(account_id, guard):
+            return False
+        hot = self._redis.accounts[account_id]
+        for triggers in (hot.triggers, hot.warnings):
+            for symbol, trigger in triggers.items():
+                score = math.inf if trigger.side is TriggerSide.FLOOR else -math.inf
+                triggers[symbol] = dataclasses.replace(trigger, score=score)
+        return True
 
     async def pending(self, account_ids: Sequence[int]) -> dict[int, tuple[StoredEvent, ...]]:
         self._one_partition(account_ids)
@@ -329,7 +409,7 @@ class FakeAccounts:
         return SweepPage(
             cursor=str(end) if end < len(mine) else "0",
             accounts=tuple(self._indexed(each) for each in hot),
-            market=self._market(symbols),
+            market=self._redis.market(symbols),
         )
 
     def _indexed(self, hot: _HotAccount) -> IndexedAccount:
@@ -502,12 +582,6 @@ class FakeAccounts:
     def _one_partition(self, account_ids: Iterable[int]) -> None:
         assert len({self._partition(account_id) for account_id in account_ids}) <= 1, "one partition at a time"
 
-    def _market(self, symbols: set[str]) -> Market:
-        redis = self._redis
-        marks = {symbol: redis.marks[symbol] for symbol in symbols if symbol in redis.marks}
-        instruments = {symbol: redis.instruments[symbol] for symbol in symbols if symbol in redis.instruments}
-        return Market(marks, instruments, redis.clock.now_us)
-
     def _version(self, account_id: int) -> str:
         hot = self._redis.accounts.get(account_id)
         return hot.version if hot else ""
@@ -550,14 +624,18 @@ class FakeAccounts:
         redis = self._redis
         if self._version(commit.event.account_id) != commit.expected_version:
             return "account"
-        for symbol, version in commit.instrument_versions.items():
-            instrument = redis.instruments.get(symbol)
-            if (instrument.version if instrument else 0) != version:
-                return "instrument"
+        if not redis.same_instruments(commit.instrument_versions):
+            return "instrument"
+        if any(redis.live_market().funding_of(symbol).n != n for symbol, n in commit.funding.items()):
+            return "funding"
         if any(redis.controls.get(name, "") != state for name, state in commit.controls.items()):
             return "control"
         marks = {symbol: redis.marks[symbol].price for symbol in commit.marks if symbol in redis.marks}
         return "mark" if marks != dict(commit.marks) else ""
+
+
+REPEATED_WITHIN_US = 1_000_000
+"""For so long a price without a timestamp that came before confirms nothing."""
 
 
 class FakeMarket:
@@ -566,26 +644,98 @@ class FakeMarket:
     def __init__(self, redis: FakeRedis) -> None:
         self._redis = redis
 
-    async def market(self) -> Market:
+    async def market(self, partition: int = 0) -> Market:
         redis = self._redis
         await redis.faults.before("market.market")
-        return Market(dict(redis.marks), dict(redis.instruments), redis.clock.now_us)
+        return redis.market()
 
     async def set_marks(
-        self, prices: Mapping[str, Decimal], *, crossed_max: int, observed_us: Mapping[str, int] | None = None
+        self,
+        prices: Mapping[str, Decimal],
+        *,
+        crossed_max: int,
+        observed_us: Mapping[str, int] | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> list[MarkUpdate]:
         redis = self._redis
         await redis.faults.before("market.set_marks")
         for partition in range(redis.partitions):
             redis.require_loaded(partition)
         self._judge_times(observed_us or {})
+        asides: dict[str, SetAside] = {}
+        stored: list[str] = []
         for symbol, price in prices.items():
-            stored_us = redis.marks[symbol].stamp_us if symbol in redis.marks else 0
-            time_us = (observed_us or {}).get(symbol, redis.clock.now_us)
-            redis.marks[symbol] = Mark(price, max(stored_us + 1, redis.clock.now_us), time_us)
-        updates = self._updates(prices, crossed_max)
+            said_us = (observed_us or {}).get(symbol)
+            one = MarkCandidate(price, redis.clock.now_us if said_us is None else said_us, (sources or {}).get(symbol))
+            in_force, waiting, jump_max = self._judge(symbol, one, says_time=said_us is not None)
+            if in_force is not None:
+                before_us = redis.marks[symbol].stamp_us if symbol in redis.marks else 0
+                stamp_us = max(before_us + 1, redis.clock.now_us)
+                redis.marks[symbol] = Mark(in_force.price, stamp_us, in_force.observed_us, in_force.source)
+                stored.append(symbol)
+            if waiting is None:
+                redis.mark_candidates.pop(symbol, None)
+            else:
+                redis.mark_candidates[symbol] = dataclasses.replace(waiting, stamp_us=redis.marks[symbol].stamp_us)
+            if jump_max is not None:
+                asides[symbol] = SetAside(redis.marks[symbol].price, jump_max, moved_mark=in_force is not None)
+        found = {update.symbol: update for update in self._updates(stored, crossed_max)}
+        updates = [
+            dataclasses.replace(
+                found.get(symbol) or MarkUpdate(symbol, redis.marks[symbol].stamp_us, 0, (), ()),
+                set_aside=asides.get(symbol),
+            )
+            for symbol in prices
+        ]
         await redis.faults.after("market.set_marks")
         return updates
+
+    async def market_and_candidates(self) -> tuple[Market, dict[str, MarkCandidate]]:
+        market = await self.market()
+        found = {symbol: self._redis.waiting_beside(symbol) for symbol in market.marks}
+        return market, {symbol: waiting.candidate for symbol, waiting in found.items() if waiting is not None}
+
+    def _judge(
+        self, symbol: str, one: MarkCandidate, *, says_time: bool
+    ) -> tuple[MarkCandidate | None, _Waiting | None, Decimal | None]:
+        """What is to be the mark, what waits then, and the bound where the price is not the mark."""
+        redis = self._redis
+        now_us, mark = redis.clock.now_us, redis.marks.get(symbol)
+        instrument = redis.instruments.get(symbol)
+        bound = instrument.mark_jump_max if instrument is not None else None
+        if mark is None or bound is None:
+            return one, None, None
+        waiting = redis.waiting_beside(symbol)
+        if waiting is not None and waiting.candidate.observed_us > now_us + AHEAD_MAX_US:
+            waiting = None
+        if not _is_beyond(one.price, mark.price, bound):
+            if waiting is None or waiting.latest_us <= one.observed_us:
+                return one, None, None
+            return one, waiting if _is_beyond(waiting.candidate.price, one.price, bound) else None, None
+        in_force, waits = self._judge_beyond(one, mark, waiting, bound, says_time=says_time)
+        return in_force, waits, None if in_force is one else bound
+
+    def _judge_beyond(
+        self, one: MarkCandidate, mark: Mark, waiting: _Waiting | None, bound: Decimal, *, says_time: bool
+    ) -> tuple[MarkCandidate | None, _Waiting | None]:
+        """The same of a price that is beyond the bound of the mark."""
+        now_us = self._redis.clock.now_us
+        new = _Waiting(0, now_us, one)
+        if waiting is None or (says_time and one.observed_us == waiting.candidate.observed_us):
+            return None, new
+        first = waiting.candidate
+        is_same = not says_time and (one.price, one.source) == (first.price, first.source)
+        is_repeated = is_same and 0 <= now_us - waiting.came_us < REPEATED_WITHIN_US
+        if is_repeated or one.observed_us < waiting.latest_us:
+            return None, waiting
+        if one.observed_us > waiting.latest_us and not _is_beyond(one.price, first.price, bound):
+            return one, None
+        if one.observed_us == waiting.latest_us or (one.price > mark.price) is not (first.price > mark.price):
+            return None, new
+        if abs(one.price - mark.price) < abs(first.price - mark.price):
+            return one, waiting if _is_beyond(first.price, one.price, bound) else None
+        not_before_us = first.observed_us if mark.observed_us is None else max(first.observed_us, mark.observed_us)
+        return dataclasses.replace(first, observed_us=not_before_us), new
 
     def _judge_times(self, observed_us: Mapping[str, int]) -> None:
         redis = self._redis
@@ -615,11 +765,13 @@ class FakeMarket:
         old = [symbol for symbol, mark in marks.items() if redis.marks.get(symbol, _NEVER).stamp_us < mark.stamp_us]
         for symbol in old:
             redis.marks[symbol] = Mark(marks[symbol].price, RESTORED_STAMP_US, marks[symbol].as_of_us)
+            redis.mark_candidates.pop(symbol, None)
         return len(old)
 
     async def forget_marks(self, partition: int) -> None:
         await self._redis.faults.before("market.forget_marks")
         self._redis.marks.clear()
+        self._redis.mark_candidates.clear()
 
     async def sweep_triggers(self, partition: int) -> int:
         """Do nothing: the fake keeps triggers with their accounts."""
@@ -642,6 +794,10 @@ class FakeMarket:
             left -= len(to_warn)
             updates.append(MarkUpdate(symbol, self._redis.marks[symbol].stamp_us, len(found), named[symbol], to_warn))
         return updates
+
+
+def _is_beyond(price: Decimal, of: Decimal, share: Decimal) -> bool:
+    return abs(price - of) > share * of
 
 
 class FakePartitions:
@@ -676,6 +832,7 @@ class FakePartitions:
         redis.markers.pop(partition, None)
         rebuild_epoch = rebuild_epoch or (before.rebuild_epoch if before else 0)
         opening = Opening(partition, token, redis.run_id, rebuild_epoch=rebuild_epoch, epoch=epoch, basis=basis)
+        opening.reload = before is not None and before.reload
         if before is not None and (before.run_id, before.rebuild_epoch, before.basis) == (
             *(opening.run_id, opening.rebuild_epoch, opening.basis),
         ):

@@ -74,10 +74,12 @@ def instruments(draw: st.DrawFn, symbol: str = "BTC-PERP", tiers_max: int = 4) -
     tiers = draw(tier_tables(tiers_max))
     # Below the lowest maintenance rate, which has four decimals.
     fee_caps = st.sampled_from([Decimal(0), tiers[0].maintenance_rate / 2, tiers[0].maintenance_rate - Decimal("1e-8")])
+    taker_fee = draw(st.sampled_from([Decimal(0), Decimal("0.0005"), Decimal("0.00000001")]))
     return Instrument(
         symbol,
         tiers,
-        taker_fee=draw(st.sampled_from([Decimal(0), Decimal("0.0005"), Decimal("0.00000001")])),
+        taker_fee=taker_fee,
+        maker_fee=draw(st.sampled_from([-taker_fee, Decimal("0.0001")])),
         price_band=draw(st.sampled_from([Decimal("0.20"), Decimal("0.05"), Decimal(1)])),
         lot_size=draw(st.sampled_from([Decimal("1e-8"), Decimal("0.001"), Decimal(1)])),
         min_quantity=draw(st.sampled_from([Decimal("1e-8"), Decimal("0.5")])),
@@ -101,10 +103,12 @@ def policies_without_least() -> st.SearchStrategy[LiquidationPolicy]:
 def markets(draw: st.DrawFn, *, may_be_stale: bool = False, tiers_max: int = 4) -> Market:
     configured = draw(st.sets(st.sampled_from(SYMBOLS)))
     ages_s = st.sampled_from([0, MARK_MAX_AGE_S + 1]) if may_be_stale else st.just(0)
+    doubtful = draw(st.sets(st.sampled_from(SYMBOLS), max_size=2)) if may_be_stale else set()
     return Market(
         {symbol: Mark(draw(prices), NOW_US - draw(ages_s) * 1_000_000) for symbol in SYMBOLS},
         {symbol: draw(instruments(symbol, tiers_max)) for symbol in sorted(configured)},
         NOW_US,
+        waiting={symbol: draw(prices) for symbol in sorted(doubtful)},
     )
 
 
@@ -164,4 +168,6 @@ def _with_slack(account: Account, market: Market, slack: Decimal) -> Account:
 
 def at_prices(market: Market, moved: Mapping[str, Decimal]) -> Market:
     """The same market with other fresh mark prices."""
-    return replace(market, marks={**market.marks, **{symbol: Mark(price, NOW_US) for symbol, price in moved.items()}})
+    marks = {**market.marks, **{symbol: Mark(price, NOW_US) for symbol, price in moved.items()}}
+    waiting = {symbol: price for symbol, price in market.waiting.items() if symbol not in moved}
+    return replace(market, marks=marks, waiting=waiting)

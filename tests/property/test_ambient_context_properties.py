@@ -14,7 +14,8 @@ from margin.domain.instrument import Instrument
 from margin.domain.ledger import LedgerAccount, LedgerLine, balanced, fill_lines
 from margin.domain.liquidation import LiquidationPolicy, liquidate
 from margin.domain.liquidation_price import liquidation_price, solve_liquidation_price
-from margin.domain.order import Order, execute_order, purely_reduces
+from margin.domain.order import Order, execute_order, purely_reduces, trade_fee
+from margin.domain.order_rules import limits_max, limits_min
 from margin.domain.position import Fill, apply_fill
 from margin.domain.risk import (
     assess,
@@ -71,7 +72,7 @@ def calculations(book: Book, side: Side, quantity: Decimal, price: Decimal) -> l
         lambda: [instrument.initial_margin(LARGE), instrument.maintenance_margin(LARGE)],
         lambda: position.entry_price,
         lambda: [position.notional(LARGE), position.unrealised_pnl(LARGE)],
-        lambda: apply_fill(position, symbol, side, quantity, price),
+        lambda: apply_fill(position, symbol, side, quantity, price, funding_index=LARGE),
         lambda: calculate_equity(account.balance, (LARGE + LARGE for _ in range(2))),
         lambda: account.with_balance_change(LARGE),
         lambda: balanced([LedgerLine(LedgerAccount.CASH, LARGE), LedgerLine(LedgerAccount.CASH, LARGE.copy_negate())]),
@@ -85,6 +86,8 @@ def calculations(book: Book, side: Side, quantity: Decimal, price: Decimal) -> l
         lambda: order.notional,
         lambda: [purely_reduces(position, Order(1, symbol, closing, beyond, price)) for closing in Side],
         lambda: execute_order(account, order, market),
+        lambda: [limits_max(position, closing, instrument) for closing in Side],
+        lambda: [limits_min(instrument), trade_fee(order, instrument)],
         lambda: deposit(account, LARGE, market),
         lambda: withdraw(account, quantity, market),
         lambda: liquidate(account, market, LiquidationPolicy()),

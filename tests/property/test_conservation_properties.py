@@ -14,7 +14,7 @@ from margin.domain.decimals import ABSOLUTE_VALUE_MAX
 from margin.domain.ledger import LedgerAccount, LedgerLine
 from margin.domain.liquidation import LiquidationPolicy, liquidate
 from margin.domain.market import Mark, Market
-from margin.domain.order import Order, execute_order
+from margin.domain.order import Liquidity, Order, execute_order
 from margin.domain.position import Side
 from margin.domain.risk import assess
 from margin.errors import RefusedError
@@ -73,21 +73,32 @@ class AccountLife(RuleBasedStateMachine):
         assert result.risk.equity >= result.risk.initial_margin
         self.booked(result.account, result.ledger_lines)
 
-    @rule(symbol=st.sampled_from(HELD), side=sides, leverage=st.integers(1, 120), factor=factors)
-    def trade(self, symbol: str, side: Side, leverage: int, factor: Decimal) -> None:
+    @rule(
+        symbol=st.sampled_from(HELD),
+        side=sides,
+        leverage=st.integers(1, 120),
+        factor=factors,
+        liquidity=st.sampled_from(Liquidity),
+    )
+    def trade(self, symbol: str, side: Side, leverage: int, factor: Decimal, liquidity: Liquidity) -> None:
         """Trade up to twelve times the equity: the smaller ones pass the margin test."""
         notional = max(assess(self.account, self.market).equity, Decimal(1)) * leverage / 10
-        self.order(symbol, side, (notional / self.market.mark_price(symbol)).quantize(UNIT), factor)
+        self.order(symbol, side, (notional / self.market.mark_price(symbol)).quantize(UNIT), factor, liquidity)
 
     @precondition(lambda self: self.account.positions)
-    @rule(data=st.data(), share=st.sampled_from(["0.3", "0.5", "1", "1", "1.2"]), factor=factors)
-    def trade_against_a_position(self, data: st.DataObject, share: str, factor: Decimal) -> None:
+    @rule(
+        data=st.data(),
+        share=st.sampled_from(["0.3", "0.5", "1", "1", "1.2"]),
+        factor=factors,
+        liquidity=st.sampled_from(Liquidity),
+    )
+    def trade_against_a_position(self, data: st.DataObject, share: str, factor: Decimal, liquidity: Liquidity) -> None:
         symbol = data.draw(st.sampled_from(sorted(self.account.positions)))
         quantity = self.account.positions[symbol].quantity
         side = Side.SELL if quantity > 0 else Side.BUY
-        self.order(symbol, side, (abs(quantity) * Decimal(share)).quantize(UNIT), factor)
+        self.order(symbol, side, (abs(quantity) * Decimal(share)).quantize(UNIT), factor, liquidity)
 
-    def order(self, symbol: str, side: Side, quantity: Decimal, factor: Decimal) -> None:
+    def order(self, symbol: str, side: Side, quantity: Decimal, factor: Decimal, liquidity: Liquidity) -> None:
         lot_size = self.market.instrument(symbol).lot_size
         if (held := self.account.positions.get(symbol)) is None or quantity != abs(held.quantity):
             quantity -= quantity % lot_size
@@ -96,7 +107,8 @@ class AccountLife(RuleBasedStateMachine):
         price = max((self.market.mark_price(symbol) * factor).quantize(UNIT), UNIT)
         before = assess(self.account, self.market)
         try:
-            result = execute_order(self.account, Order(1, symbol, side, quantity, price), self.market)
+            order = Order(1, symbol, side, quantity, price, liquidity=liquidity)
+            result = execute_order(self.account, order, self.market)
         except RefusedError:
             return
         self.booked(result.account, result.ledger_lines)

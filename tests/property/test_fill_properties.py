@@ -36,7 +36,7 @@ class Books:
 def traded(held: Position | None, side: Side, sizes: list[Decimal], price: Decimal) -> Books:
     books = Books(held)
     for size in sizes:
-        books = books.after(apply_fill(books.position, SYMBOL, side, size, price))
+        books = books.after(apply_fill(books.position, SYMBOL, side, size, price, funding_index=Decimal(0)))
     return books
 
 
@@ -74,9 +74,9 @@ def test_trade_in_parts_equals_the_whole_in_quantity_equity_and_rounding(
 @given(positions(SYMBOL), quantities, prices)
 def test_flip_equals_close_plus_open(held: Position, beyond: Decimal, price: Decimal) -> None:
     side = Side.SELL if held.quantity > 0 else Side.BUY
-    close = apply_fill(held, SYMBOL, side, abs(held.quantity), price)
-    opened = apply_fill(None, SYMBOL, side, beyond, price)
-    flip = apply_fill(held, SYMBOL, side, abs(held.quantity) + beyond, price)
+    close = apply_fill(held, SYMBOL, side, abs(held.quantity), price, funding_index=Decimal(0))
+    opened = apply_fill(None, SYMBOL, side, beyond, price, funding_index=Decimal(0))
+    flip = apply_fill(held, SYMBOL, side, abs(held.quantity) + beyond, price, funding_index=Decimal(0))
     assert close.position is None
     assert flip == Fill(opened.position, close.realised_pnl, close.gain)
 
@@ -100,7 +100,9 @@ def test_reduction_keeps_the_entry_price_but_for_dust(held: Position, percent: i
     size = (abs(held.quantity) * percent / 100).quantize(UNIT)
     if not 0 < size < abs(held.quantity):
         return
-    reduced = apply_fill(held, SYMBOL, Side.SELL if held.quantity > 0 else Side.BUY, size, price).position
+    reduced = apply_fill(
+        held, SYMBOL, Side.SELL if held.quantity > 0 else Side.BUY, size, price, funding_index=Decimal(0)
+    ).position
     assert reduced is not None
     # c' differs from its share of c by less than one unit of cash.
     kept = Fraction(held.entry_cost) * Fraction(reduced.quantity) / Fraction(held.quantity)

@@ -113,9 +113,18 @@ def test_no_more_is_closed_than_the_target_needs(book: Book, policy: Liquidation
     if last.remaining == 0 or abs(last.quantity) == instrument.lot_size:
         return
     position = result.account.positions[last.symbol]
-    reopened = apply_fill(position, last.symbol, _opening(last.quantity), instrument.lot_size, last.price)
+    reopened = apply_fill(
+        position,
+        last.symbol,
+        _opening(last.quantity),
+        instrument.lot_size,
+        last.price,
+        funding_index=market.funding_index(last.symbol),
+    )
     with_one_lot_more = result.account.with_position(last.symbol, reopened.position)
-    fee_saved = Fraction(instrument.liquidation_fee_cap) * Fraction(instrument.lot_size) * Fraction(last.price)
+    one_lot_less = (abs(Fraction(last.quantity)) - Fraction(instrument.lot_size)) * Fraction(last.price)
+    # Where the account cannot bear the cap, the fee is the same for one lot less, or nearly so.
+    fee_saved = Fraction(last.fee) - min(Fraction(instrument.liquidation_fee_cap) * one_lot_less, Fraction(last.fee))
     missing = _missing(replace(book, account=with_one_lot_more), replace(book, market=market), policy)
     # A fee is rounded down, so the target may be passed by less than a unit for each position.
     assert missing > fee_saved - len(result.closed) * UNIT

@@ -24,10 +24,8 @@ UNIT = Decimal("0.00000001")
 
 def last_safe_price(trigger: Trigger) -> Decimal:
     """Price of 8 decimals nearest to the trigger that has not crossed it."""
-    if trigger.score == -math.inf:
-        return UNIT
     if trigger.side is TriggerSide.FLOOR:
-        return round_up(Decimal(math.nextafter(trigger.score, math.inf)))
+        return max(UNIT, round_up(Decimal(math.nextafter(trigger.score, math.inf))))
     return round_down(Decimal(math.nextafter(trigger.score, 0)))
 
 
@@ -56,7 +54,6 @@ def test_no_joint_move_within_the_triggers_makes_the_account_liquidatable(book: 
 @given(solvent_books(tiers_max=1))
 def test_zone_of_one_tier_is_tight_at_its_worst_corner(book: Book) -> None:
     found = triggers(book.account, book.market)
-    assume(all(math.isfinite(trigger.score) for trigger in found.values()))
     # One step beyond the double that is nearest to each exact trigger nothing of the slack can be left.
     beyond = {
         symbol: round_down(Decimal(math.nextafter(trigger.score, 0))) - UNIT
@@ -74,7 +71,7 @@ def test_trigger_of_a_single_position_of_one_tier_is_its_liquidation_price(book:
     ((symbol, trigger),) = triggers(book.account, book.market).items()
     price = liquidation_price(book.account, symbol, book.market)
     if price is None:
-        assert trigger == Trigger(symbol, TriggerSide.FLOOR, -math.inf)
+        assert not trigger.is_crossed(UNIT)
         return
     # The exact root lies between the liquidation price and the next price beyond it, which is the first to be caught.
     further = price - UNIT if trigger.side is TriggerSide.FLOOR else price + UNIT
@@ -99,8 +96,8 @@ def test_every_position_has_one_trigger_and_those_of_a_doubtful_account_are_alwa
 
 
 def corner(held: dict[str, Trigger]) -> dict[str, Decimal]:
-    """Where all prices stand at their triggers; at 0 where none reaches it."""
-    return {symbol: Decimal(0 if math.isinf(held[symbol].score) else held[symbol].score) for symbol in held}
+    """Where all prices stand at their triggers."""
+    return {symbol: Decimal(held[symbol].score) for symbol in held}
 
 
 def brink(book: Book, held: dict[str, Trigger]) -> dict[str, Decimal]:
@@ -146,9 +143,9 @@ def test_triggers_cover_the_account_wherever_prices_go_that_cross_none(book: Boo
 @given(solvent_books(), st.data())
 def test_trigger_moved_beyond_what_is_sound_is_found_to_the_last_step(book: Book, data: st.DataObject) -> None:
     held = triggers(book.account, book.market)
-    finite = [symbol for symbol, trigger in held.items() if math.isfinite(trigger.score)]
-    assume(finite)
-    moved = held[data.draw(st.sampled_from(finite))]
+    reached = [symbol for symbol, trigger in held.items() if trigger.score > 0]
+    assume(reached)
+    moved = held[data.draw(st.sampled_from(reached))]
     towards = 0.0 if moved.side is TriggerSide.FLOOR else math.inf
     step, tampered = 1, held
     while excess(book.account, book.market, brink(book, tampered)) >= 0:

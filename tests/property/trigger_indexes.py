@@ -26,12 +26,18 @@ PRICE_MAX = Decimal(10**12)
 
 
 def excess(account: Account, market: Market, prices: Mapping[str, Decimal]) -> Fraction:
-    """H = equity - maintenance margin at some prices, tier by tier, in another arithmetic than the engine's."""
+    """H = equity - maintenance margin at some prices, tier by tier, in another arithmetic than the engine's.
+
+    At a price below 0, where a floor can be, the first tier goes on.
+    """
     total = Fraction(account.balance)
     for symbol, position in account.positions.items():
         price = Fraction(prices[symbol])
         left, lower = abs(Fraction(position.quantity)) * price, Fraction(0)
         total += Fraction(position.quantity) * price - Fraction(position.entry_cost)
+        total += Fraction(position.entry_funding) - Fraction(position.quantity) * Fraction(market.funding_index(symbol))
+        if left < 0:
+            total -= left * Fraction(market.instrument(symbol).tiers[0].maintenance_rate)
         for tier in market.instrument(symbol).tiers:
             upper = left if tier.notional_cap is None else min(left, Fraction(tier.notional_cap))
             if upper > lower:
@@ -42,7 +48,7 @@ def excess(account: Account, market: Market, prices: Mapping[str, Decimal]) -> F
 
 def furthest_uncrossed(trigger: Trigger) -> Decimal:
     """Price next to a trigger that does not cross it: as doubles they compare, so half a step on counts as crossed."""
-    if trigger.score == -math.inf:
+    if trigger.side is TriggerSide.FLOOR and trigger.score < 0:
         return _SPECK
     beyond = math.nextafter(trigger.score, math.inf if trigger.side is TriggerSide.FLOOR else -math.inf)
     with localcontext(_WIDE):
@@ -68,7 +74,5 @@ def rounding_the_wrong_way(account: Account, market: Market) -> dict[str, Trigge
 
 
 def _later(trigger: Trigger) -> Trigger:
-    if math.isinf(trigger.score):
-        return trigger
-    towards = 0.0 if trigger.side is TriggerSide.FLOOR else math.inf
+    towards = -math.inf if trigger.side is TriggerSide.FLOOR else math.inf
     return dataclasses.replace(trigger, score=math.nextafter(trigger.score, towards))

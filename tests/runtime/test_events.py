@@ -75,6 +75,18 @@ def test_trade_rejected_changes_nothing(market: Deployment, stores: Stores) -> N
     assert contents(stores) == before
 
 
+def test_trade_preview_tells_the_refusal_and_changes_nothing(market: Deployment, stores: Stores) -> None:
+    before = contents(stores)
+    reply = market.send(event("trade_preview"))
+    assert reply.status == 200, reply.text
+    preview = reply.json
+    assert (preview["accepted"], preview["trade"]) == (False, None)
+    assert preview["refusal"]["detail"] == market.send(event("trade_rejected")).json["detail"]
+    assert (preview["before"]["equity"], preview["after"]["initial_margin_required"]) == ("5000", "10000")
+    assert preview["largest"] == {"buy": "0.5", "sell": "0.5"}
+    assert contents(stores) == before
+
+
 def test_retry_with_the_same_key_is_answered_byte_for_byte_and_executed_once(
     market: Deployment, stores: Stores
 ) -> None:
@@ -158,6 +170,23 @@ def test_liquidating_mark_price_closes_the_account_below_maintenance_margin(mark
     assert stores.one("select sum(amount) from ledger_lines") == 0
 
 
+# --- funding ---
+
+
+def test_funding_is_in_history_and_moves_the_index_once(market: Deployment, stores: Stores) -> None:
+    market.send(event("trade_accepted"))
+    reply = market.send(event("funding"))
+    assert reply.status == 200, reply.text
+    assert (reply.json["funding_index"], reply.json["n"], reply.json["effective"]) == ("5", 1, True)
+    again = market.send(event("funding"))
+    assert (again.status, again.json, again.headers["idempotent-replayed"]) == (200, reply.json, "true")
+    stored = stores.rows("select symbol, n, funding_index, source_ip, applied_at is null from funding_rates")
+    assert stored == [("BTC-PERP", 1, 5, "203.0.113.7", False)]
+    assert stores.redis.hget("funding", "BTC-PERP").startswith("1 5 ")
+    owed = market.get("/funding/1")
+    assert [one["amount"] for one in owed["pending"]] == ["-0.5"]
+
+
 # --- pause switches ---
 
 
@@ -173,6 +202,23 @@ def test_pause_is_in_redis_and_in_history_and_stops_the_next_trade(market: Deplo
     listed = market.send(event("controls"))
     assert listed.status == 200, listed.text
     assert [(control["name"], control["state"]) for control in listed.json["controls"]] == [("engine", "paused")]
+
+
+# --- instruments ---
+
+
+def test_rules_of_a_symbol_are_in_history_and_in_force(market: Deployment, stores: Stores) -> None:
+    reply = market.send(event("instrument_tiers"))
+    assert reply.status == 200, reply.text
+    assert (reply.json["symbol"], reply.json["version"], reply.json["effective"]) == ("BTC-PERP", 1, True)
+    stored = stores.rows("select symbol, version, source_ip, effective_at is null from instruments")
+    assert stored == [("BTC-PERP", 1, "203.0.113.7", False)]
+    read = market.send(event("instrument"))
+    assert read.status == 200, read.text
+    assert [tier["maintenance_amount"] for tier in read.json["tiers"]] == ["0", "15000"]
+    listed = market.send(event("instruments"))
+    assert listed.status == 200, listed.text
+    assert listed.json["instruments"] == [read.json]
 
 
 # --- reading ---
@@ -248,6 +294,17 @@ def test_trade_history_is_that_of_the_account(market: Deployment) -> None:
     (trade,) = reply.json["trades"]
     assert (trade["id"], trade["account_id"], trade["notional"]) == (made["trade_id"], 1, "5000")
     assert reply.json["next_cursor"] is None
+
+
+def test_mark_prices_are_listed_and_those_before_are_in_their_history(market: Deployment, stores: Stores) -> None:
+    reply = market.send(event("mark_price_list"))
+    assert reply.status == 200, reply.text
+    assert [(price["symbol"], price["price"]) for price in reply.json["mark_prices"]] == [("BTC-PERP", "50000")]
+    market.warm("JournalDrainFunction").invoke(event("journal_drain"))
+    reply = market.send(event("mark_price_history"))
+    assert reply.status == 200, reply.text
+    assert [(price["symbol"], price["price"]) for price in reply.json["mark_prices"]] == [("BTC-PERP", "50000")]
+    assert stores.redis.hgetall("mark_prices") == {"BTC-PERP": "50000"}
 
 
 def test_liquidation_history_is_that_of_the_account(market: Deployment) -> None:

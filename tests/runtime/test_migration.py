@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.runtime
 
-NEWEST = "0003"
+NEWEST = "0006"
 
 
 @dataclasses.dataclass

@@ -43,10 +43,14 @@ def same(name: str, found: object, expected: Decimal | None) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Holding:
-    """Signed quantity and signed entry cost."""
+    """Signed quantity, signed entry cost, and signed funding that it was entered at or has settled up to."""
 
     quantity: Decimal
     cost: Decimal
+    funding: Decimal = Decimal(0)
+
+    def pending(self, index: Decimal) -> Decimal:
+        return self.funding - self.quantity * index
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,19 +77,27 @@ class SeenMark:
 
 @dataclasses.dataclass(slots=True)
 class Book:
-    """One account, by the events that it has had, and a count of what these were like."""
+    """One account, by the events that it has had, and a count of what these were like.
+
+    ``indexes`` are the funding indexes of the moment that it is looked at, of the symbols that ever paid any.
+    """
 
     balance: Decimal = Decimal(0)
     holdings: dict[str, Holding] = dataclasses.field(default_factory=dict)
     ledger: dict[str, Decimal] = dataclasses.field(default_factory=dict)
     tally: Counter[str] = dataclasses.field(default_factory=Counter)
+    indexes: Mapping[str, Decimal] = dataclasses.field(default_factory=dict)
+    settled: Decimal = Decimal(0)
 
     def copy(self) -> Book:
-        return Book(self.balance, dict(self.holdings), dict(self.ledger), Counter())
+        return Book(self.balance, dict(self.holdings), dict(self.ledger), Counter(), self.indexes)
 
     def equity(self, marks: Mapping[str, Decimal]) -> Decimal:
         with localcontext(_EXACT):
-            gains = (held.quantity * marks[symbol] - held.cost for symbol, held in self.holdings.items())
+            gains = (
+                held.quantity * marks[symbol] - held.cost + held.pending(self._index(symbol))
+                for symbol, held in self.holdings.items()
+            )
             return self.balance + sum(gains, start=Decimal(0))
 
     def notional(self, marks: Mapping[str, Decimal]) -> Decimal:
@@ -100,14 +112,32 @@ class Book:
         with localcontext(_EXACT):
             return _MAINTENANCE_RATE * self.notional(marks)
 
-    def apply(self, body: Mapping[str, Any], marks: Mapping[str, SeenMark]) -> None:
+    def _index(self, symbol: str) -> Decimal:
+        return self.indexes.get(symbol, Decimal(0))
+
+    def settle(self) -> list[dict[str, str]]:
+        """Move what is pending to the balance, in whole units, rounded against the account; the payments."""
+        payments = []
+        with localcontext(_EXACT):
+            for symbol, held in sorted(self.holdings.items()):
+                index = self._index(symbol)
+                amount = _floor(Fraction(held.pending(index)))
+                if amount == 0:
+                    continue
+                self.balance += amount
+                self.holdings[symbol] = dataclasses.replace(held, funding=held.funding - amount)
+                amounts = {"quantity": held.quantity, "index": index, "amount": amount}
+                payments.append({"symbol": symbol, **{name: _text(number) for name, number in amounts.items()}})
+        return payments
+
+    def apply(self, body: Mapping[str, Any], marks: Mapping[str, SeenMark], indexes: Mapping[str, Decimal]) -> None:
         """Let an event happen, and compare everything that it says of itself.
 
         Parameters
         ----------
         body : mapping
-        marks : mapping of str to SeenMark
-            What was in force when it was decided.
+        marks, indexes : mapping of str to SeenMark, mapping of str to Decimal
+            Marks and funding indexes that were in force when it was decided.
 
         Raises
         ------
@@ -115,6 +145,12 @@ class Book:
         """
         with localcontext(_EXACT):
             before = self.copy()
+            self.indexes = indexes
+            payments = self.settle()
+            self.settled = self.balance - before.balance
+            require(body["funding"] == payments, f"{body['funding']} was settled, and should be {payments}")
+            self.tally["funding received"] += self.settled > 0
+            self.tally["funding paid"] += self.settled < 0
             match body["type"]:
                 case "DEPOSIT":
                     self._move(body, Decimal(body["detail"]["amount"]))
@@ -192,7 +228,7 @@ class Book:
         """Work out what a liquidation at these marks has to be, do that, and compare the whole record with it."""
         missing = sorted(self.holdings.keys() - marks.keys())
         require(not missing, f"liquidated without a mark of {missing}")
-        expected: dict[str, object] = {"rules": 1, "inputs": self._decided_on(marks, body["at_us"])}
+        expected: dict[str, object] = {"rules": 2, "inputs": self._decided_on(marks, body["at_us"])}
         worth = {symbol: marks[symbol].worth(held.quantity) for symbol, held in self.holdings.items()}
         equity, margin = self.equity(worth), self.maintenance_margin(worth)
         require(equity < margin, f"liquidated with an equity of {equity} over {margin}")
@@ -269,10 +305,13 @@ class Book:
         return {
             "balance": self.balance,
             "positions": {
-                symbol: {"quantity": held.quantity, "entry_cost": held.cost} for symbol, held in self.holdings.items()
+                symbol: {"quantity": held.quantity, "entry_cost": held.cost}
+                | ({"entry_funding": held.funding} if held.funding else {})
+                for symbol, held in self.holdings.items()
             },
             "marks": {symbol: dataclasses.asdict(marks[symbol]) for symbol in self.holdings},
             "instruments": {symbol: _terms(symbol) for symbol in self.holdings},
+            "funding_indexes": {symbol: self.indexes[symbol] for symbol in self.holdings if symbol in self.indexes},
             "now_us": at_us,
             "buffer": _BUFFER,
             "remaining_notional_min": _REMAINING_NOTIONAL_MIN,
@@ -331,24 +370,26 @@ class Book:
     def fill(self, symbol: str, traded: Decimal, price: Decimal) -> tuple[Decimal, Decimal]:
         """Fill and answer what is realised and what leaves the position."""
         held = self.holdings.pop(symbol, Holding(Decimal(0), Decimal(0)))
-        left = held.quantity + traded
+        left, index = held.quantity + traded, self._index(symbol)
+        funding = held.funding + traded * index
         if held.quantity * traded >= 0:
-            self.holdings[symbol] = Holding(left, held.cost + traded * price)
+            self.holdings[symbol] = Holding(left, held.cost + traded * price, funding)
             return Decimal(0), Decimal(0)
         if abs(traded) < abs(held.quantity):
             proceeds = -traded * price
             share = Fraction(held.cost) * Fraction(abs(traded)) / Fraction(abs(held.quantity))
             realised = _floor(Fraction(proceeds) - share)
-            self.holdings[symbol] = Holding(left, held.cost - (proceeds - realised))
+            self.holdings[symbol] = Holding(left, held.cost - (proceeds - realised), funding)
             return realised, realised
-        gain = held.quantity * price - held.cost
+        gain = held.quantity * price - held.cost + held.pending(index)
         if left != 0:
-            self.holdings[symbol] = Holding(left, left * price)
+            self.holdings[symbol] = Holding(left, left * price, left * index)
         return _floor(Fraction(gain)), gain
 
     def _expect_lines(self, body: Mapping[str, Any], expected: Mapping[str, Decimal]) -> None:
         found = {name: Decimal(amount) for name, amount in body["ledger"]}
-        wanted = {name: amount for name, amount in expected.items() if amount != 0}
+        funded = {"cash": expected.get("cash", Decimal(0)) + self.settled, "funding": -self.settled}
+        wanted = {name: amount for name, amount in {**expected, **funded}.items() if amount != 0}
         require(found == wanted, f"the ledger has {found}, and should have {wanted}")
         require(sum(found.values(), start=Decimal(0)) == 0, f"the ledger does not sum to zero: {found}")
         for name, amount in found.items():
@@ -369,6 +410,7 @@ class Book:
             if held is not None:
                 same(f"quantity of {symbol}", fields["quantity"], held.quantity)
                 same(f"entry cost of {symbol}", fields["entry_cost"], held.cost)
+                same(f"entry funding of {symbol}", fields.get("entry_funding", "0"), held.funding)
 
 
 def _sign(side: str) -> Decimal:
@@ -378,6 +420,11 @@ def _sign(side: str) -> Decimal:
 def _floor(value: Fraction) -> Decimal:
     """Round towards minus infinity to 8 decimals: what is credited."""
     return Decimal(value * _UNITS // 1).scaleb(-8)
+
+
+def _text(amount: Decimal) -> str:
+    text = format(amount, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _ceiling(value: Fraction) -> Decimal:
@@ -391,11 +438,18 @@ def _terms(symbol: str) -> dict[str, object]:
         "symbol": symbol,
         "tiers": [tier],
         "taker_fee": Decimal(0),
+        "maker_fee": Decimal(0),
         "price_band": _PRICE_BAND,
+        "tick_size": _LOT,
         "lot_size": _LOT,
         "min_quantity": _LOT,
+        "max_quantity": None,
+        "position_limit": None,
         "liquidation_fee_cap": Decimal(0),
         "mark_max_age_s": None,
+        "mark_jump_max": None,
+        "funding_rate_cap": Decimal(1),
+        "status": "active",
         "version": 0,
     }
 

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from margin.domain.margin_warning import MarginWarnings
 from margin.services.controls import ControlService
+from margin.services.crossed import CrossedAccountsService
 from margin.services.drain import DrainService
 from margin.services.former_layout import FormerLayoutService
+from margin.services.funding import FundingService
+from margin.services.funding_restore import FundingRestoreService
 from margin.services.funds import FundsService
 from margin.services.healing import HealingService
+from margin.services.instrument_restore import InstrumentRestoreService
 from margin.services.journal import Journal
 from margin.services.layout import Layout
 from margin.services.liquidation import LiquidationService
@@ -69,9 +73,10 @@ class Engine(Process):
         self.warnings = MarginWarningService(reached.accounts, journal, WARNINGS, self.liquidations)
         self.trading = TradingService(journal, self.liquidations)
         self.funds = FundsService(journal, self.liquidations)
-        self.marks = MarkPriceService(
-            reached.market, self.liquidations, self.warnings, crossed_inline_max=100, crossed_queued_max=0
-        )
+        crossed = CrossedAccountsService(self.liquidations, self.warnings, crossed_inline_max=100, crossed_queued_max=0)
+        self.marks = MarkPriceService(reached.market, crossed)
+        warning_pct = WARNINGS.utilisation_pct
+        self.funding = FundingService(reached.funding_records, reached.funding, crossed, warning_pct=warning_pct)
         self.scans = ScanService(reached.accounts, reached.market, self.liquidations, self.warnings, sweep_cycle_s=0)
         self.mark_records = MarkRecordService(reached.market, reached.history)
         self.drain = parts.drain(reached.accounts, reached.history, journal, self.healing, self.controls)
@@ -87,6 +92,7 @@ class Engine(Process):
         report = await self.drain.drain()
         await self.drain.compare_recent(report)
         await self.mark_records.save()
+        await self.funding.complete()
         return report
 
     def _journal(self, accounts: Any, healing: HealingService) -> Journal:
@@ -110,5 +116,9 @@ class Engine(Process):
             market=reached.market,
             healing=healing,
             controls=self.controls,
+            funding=FundingRestoreService(
+                reached.funding_records, reached.funding, warning_pct=WARNINGS.utilisation_pct
+            ),
+            instruments=InstrumentRestoreService(reached.instrument_records, reached.instruments),
             drain=self._parts.opening_drain(accounts, reached.history, journal, healing, self.controls),
         )

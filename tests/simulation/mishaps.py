@@ -45,6 +45,7 @@ MUTATING = frozenset(
         *("accounts.note_blocked", "accounts.hold", "accounts.release", "accounts.drop", "accounts.forget_keys"),
         "accounts.note_sweep",
         "writer.append",
+        *("funding.set_funding", "funding.restore_funding", "funding_records.record", "funding_records.applied"),
         *("partitions.begin", "partitions.note", "partitions.finish"),
         *("switches.put", "switches.align", "switches.forget", "market.set_marks", "market.restore_marks"),
     }

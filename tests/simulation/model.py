@@ -12,6 +12,7 @@ import json
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.arithmetic import Book, SeenMark, WrongError, require, same
@@ -103,7 +104,8 @@ class Model:
         self.resurrected = 0
         self.verified = 0
         self._marks_from_us: list[int] = []
-        self._marks: list[dict[str, SeenMark]] = []
+        self._marks: list[tuple[dict[str, SeenMark], dict[str, Decimal]]] = []
+        self.paid: set[tuple[str, str]] = set()
 
     # What the simulation tells.
 
@@ -132,22 +134,34 @@ class Model:
         """Count the liquidations in history, by what they were like."""
         return sum((chain.book.tally for chain in self.chains.values()), start=Counter())
 
-    # Which marks were in force when.
+    # Which marks and funding indexes were in force when.
 
     def _note_marks(self) -> None:
-        """Look at the marks, which no step changes twice."""
+        """Look at the marks and at funding, which no step changes twice."""
         marks = {
             symbol: SeenMark(mark.price, mark.stamp_us, mark.observed_us)
             for symbol, mark in self._stores.redis.marks.items()
         }
-        if not self._marks or self._marks[-1] != marks:
+        indexes = self._indexes()
+        if not self._marks or self._marks[-1] != (marks, indexes):
             self._marks_from_us.append(self._stores.clock.now_us)
-            self._marks.append(marks)
+            self._marks.append((marks, indexes))
 
-    def _marks_at(self, at_us: int) -> Mapping[str, SeenMark]:
-        """Marks that a read at this time has found: those that the last step before it has left."""
+    def _indexes(self) -> dict[str, Decimal]:
+        """Funding indexes in Redis, which must be what the payments in history add up to."""
+        indexes = {}
+        for symbol, funding in self._stores.redis.funding.items():
+            made = self._stores.funding_records.payments_of.get(symbol, [])[: funding.n]
+            require(len(made) == funding.n, f"{symbol} has {funding.n} payments in Redis, {len(made)} in history")
+            risen = sum((Fraction(one.rate) * Fraction(one.mark_price) for one in made), start=Fraction(0))
+            require(funding.index == risen, f"the funding index of {symbol} is {funding.index}, and should be {risen}")
+            indexes[symbol] = funding.index
+        return indexes
+
+    def _marks_at(self, at_us: int) -> tuple[Mapping[str, SeenMark], Mapping[str, Decimal]]:
+        """Marks and indexes that a read at this time has found: those that the last step before it has left."""
         place = bisect_left(self._marks_from_us, at_us)
-        return self._marks[place - 1] if place else {}
+        return self._marks[place - 1] if place else ({}, {})
 
     # What must be true after every step.
 
@@ -208,7 +222,7 @@ class Model:
         for earlier_us, earlier_id in chain.by_key[body["key"]]:
             self._allow_key_again(place, body, earlier_us, earlier_id)
         chain.by_key[body["key"]].append((body["at_us"], event_id))
-        chain.book.apply(body, self._marks_at(body["at_us"]))
+        chain.book.apply(body, *self._marks_at(body["at_us"]))
         chain.ids.append(event_id)
         chain.hashes.append(hashed)
         chain.by_id[event_id] = body
@@ -238,7 +252,7 @@ class Model:
                 require(body["n"] == ids + 1, f"{place} is number {body['n']}, history is at {ids}")
                 require(body["previous_event_id"] == last_id, f"{place} does not follow {last_id}")
                 require(body["previous_hash"] == hashes[-1], f"{place} does not follow by its hash")
-                book.apply(body, self._marks_at(body["at_us"]))
+                book.apply(body, *self._marks_at(body["at_us"]))
                 ids, last_id = ids + 1, event.event_id
                 hashes.append(hashed)
             require(
@@ -246,8 +260,11 @@ class Model:
             )
             require(hot.chain_hash == hashes[-1], f"Redis has {account_id} with another hash")
             same(f"balance of {account_id} in Redis", hot.account.balance, book.balance)
-            held = {symbol: (held.quantity, held.cost) for symbol, held in book.holdings.items()}
-            found = {symbol: (held.quantity, held.entry_cost) for symbol, held in hot.account.positions.items()}
+            held = {symbol: (held.quantity, held.cost, held.funding) for symbol, held in book.holdings.items()}
+            found = {
+                symbol: (held.quantity, held.entry_cost, held.entry_funding)
+                for symbol, held in hot.account.positions.items()
+            }
             require(found == held, f"positions of {account_id} in Redis are {found}, and should be {held}")
         except AssertionError:
             if account_id in self.astray:
@@ -351,7 +368,14 @@ class Model:
         marks = {symbol: mark.price for symbol, mark in self._stores.redis.marks.items()}
         if marks != before.marks or not {*chain.book.holdings, *filter(None, [ask.symbol])} <= marks.keys():
             return
-        self._judge_by_arithmetic(ask, code, chain.book, marks)
+        self._judge_by_arithmetic(ask, code, self._settled(chain.book), marks)
+
+    def _settled(self, book: Book) -> Book:
+        """Return a book as every decision about it finds it now."""
+        now = book.copy()
+        now.indexes = self._indexes()
+        now.settle()
+        return now
 
     def _judge_by_arithmetic(self, ask: Ask, code: str, book: Book, marks: Mapping[str, Decimal]) -> None:
         """Nothing changed between request and answer, so it can be derived whether the refusal was right."""
@@ -409,7 +433,20 @@ class Model:
             require(self._is_open(account_id), f"the partition of {account_id} is not open")
         for told in self.told:
             self._require_kept(told, blocked)
+        self._check_funding()
         self._check_nobody_missed(blocked)
+
+    def _check_funding(self) -> None:
+        """Each payment that somebody was told of was made, none twice, and Redis has them all."""
+        made = {symbol: [one.key for one in paid] for symbol, paid in self._stores.funding_records.payments_of.items()}
+        for symbol, keys in made.items():
+            require(len(keys) == len(set(keys)), f"{symbol} has paid funding twice under one key: {keys}")
+            funding = self._stores.redis.funding.get(symbol)
+            require(
+                funding is not None and funding.n == len(keys), f"{symbol}: Redis lacks one of {len(keys)} payments"
+            )
+        for symbol, key in self.paid:
+            require(key in made.get(symbol, ()), f"{symbol} was told to have paid funding under {key}")
 
     def _require_kept(self, told: Told, blocked: set[int]) -> None:
         if self.chains[told.account_id].has(told.event_id, told.hash):
@@ -424,7 +461,8 @@ class Model:
         for account_id, chain in self.chains.items():
             if account_id in blocked or not chain.book.holdings:
                 continue
-            equity, maintenance = chain.book.equity(marks), chain.book.maintenance_margin(marks)
+            book = self._settled(chain.book)
+            equity, maintenance = book.equity(marks), book.maintenance_margin(marks)
             require(equity >= maintenance, f"{account_id} has {equity}, needs {maintenance}, and was not liquidated")
 
     # Looking.

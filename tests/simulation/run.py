@@ -195,6 +195,7 @@ class _Simulation:
             (14, self._ask_again),
             (4, self._reuse_key),
             (14, self._mark),
+            (8, self._fund),
             (10, self._drain),
             (3, self._scan),
             (1, self._open_a_little),
@@ -285,6 +286,18 @@ class _Simulation:
         change = Decimal(self._chance.choice([600, 850, 960, 990, 1005, 1010, 1045, 1150, 1500])) / 1000
         price = min(max((price * change).quantize(_CENT), SYMBOLS[symbol] / 4), SYMBOLS[symbol] * 4)
         await self._operate(f"mark {symbol} {price}", lambda engine: engine.marks.set_marks({symbol: price}))
+
+    async def _fund(self) -> None:
+        """Pay funding, and repeat it under its key whatever the answer was."""
+        symbol, key = self._chance.choice(list(SYMBOLS)), f"funding-{next(self._numbers)}"
+        rate = Decimal(self._chance.randint(-20_000, 20_000)) / 1_000_000
+        for _ in range(self._chance.randint(1, 3)):
+            paid = await self._operate(
+                f"fund {symbol} {rate} {key}",
+                lambda engine: engine.funding.pay(symbol, rate, caller=NOBODY, key=key),
+            )
+            if paid:
+                self._model.paid.add((symbol, key))
 
     async def _drain(self) -> None:
         await self._operate("drain", lambda engine: engine.journal_drain())

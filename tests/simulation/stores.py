@@ -21,6 +21,8 @@ from margin.errors import (
 )
 from tests.fakes import Clock, FakeAccounts, FakeHistory, FakeMarket, FakePartitions, FakeRedis, Faults
 from tests.fakes.controls import FakeControlHistory, FakeControls
+from tests.fakes.funding import FakeFunding, FakeFundingHistory
+from tests.fakes.instruments import FakeInstrumentHistory, FakeInstruments
 from tests.simulation.clockwork import Clockwork, Process, ProcessKilledError
 from tests.simulation.mishaps import MUTATING, POINTS, Mishap, Weather
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 KEY_TTL_S = 3600
 _LATE_STEPS_MAX = 500
-_POSTGRES = ("history.", "writer.", "switch_records.")
+_POSTGRES = ("history.", "writer.", "switch_records.", "funding_records.", "instrument_records.")
 _NOT_TWICE = frozenset({"partitions.begin"})
 
 
@@ -45,6 +47,8 @@ class Stores:
         self.redis = FakeRedis(self.clock, faults, partitions=partitions, page_size=2)
         self.history = FakeHistory(self.clock, faults, idempotency_ttl_s=KEY_TTL_S)
         self.switch_records = FakeControlHistory(self.clock, faults)
+        self.funding_records = FakeFundingHistory(self.history, faults)
+        self.instrument_records = FakeInstrumentHistory(self.clock, faults)
         self.clockwork = Clockwork(chance, self.clock, steps_max)
         self.chance = chance
         self.weather = weather
@@ -181,6 +185,8 @@ def _down(*, postgres: bool) -> MarginError:
 def _lost(step: str, *, postgres: bool) -> MarginError:
     if step == "switch_records.record":
         return OutcomeUnknownError("No answer; the change may be in history.")
+    if step == "funding_records.record":
+        return OutcomeUnknownError("No answer; the payment may be in history.")
     return PostgresUnavailableError("No answer.") if postgres else RedisTimeoutError("No answer.")
 
 
@@ -242,6 +248,10 @@ class Reached:
     partitions: Any
     switches: Any
     switch_records: Any
+    funding: Any
+    funding_records: Any
+    instruments: Any
+    instrument_records: Any
     history: Any
 
     @classmethod
@@ -255,6 +265,10 @@ class Reached:
             partitions=Remote(wire, "partitions", FakePartitions(redis)),
             switches=Remote(wire, "switches", FakeControls(redis)),
             switch_records=Remote(wire, "switch_records", stores.switch_records),
+            funding=Remote(wire, "funding", FakeFunding(redis)),
+            funding_records=Remote(wire, "funding_records", stores.funding_records),
+            instruments=Remote(wire, "instruments", FakeInstruments(redis)),
+            instrument_records=Remote(wire, "instrument_records", stores.instrument_records),
             history=RemoteHistory(wire, "history", stores.history),
         )
 

@@ -38,7 +38,7 @@ REGRESSIONS = {
         DEFECTS["opens over what was not drained"],
     ),
     "what Redis acknowledged after an opening was lost to an append that had begun before": (
-        Plan(seed=33, operations=1200, weather="flickering history", partitions=1, acknowledged_by=DRAIN),
+        Plan(seed=15, operations=1200, weather="flickering history", partitions=1, acknowledged_by=DRAIN),
         DEFECTS["passes every fence"],
     ),
 }
@@ -90,6 +90,12 @@ def test_the_runs_liquidate_in_part_and_whole_with_and_without_a_shortfall_and_b
     assert happened["whole, then part of the next"] > 3
     assert happened["with a stale mark"] > 0
     assert happened["warned"] > 10
+
+
+def test_the_runs_settle_funding_of_both_signs_again_and_again() -> None:
+    happened = sum((finished(plan).liquidations for plan in PLANS), start=Counter())
+    assert happened["funding received"] > 200
+    assert happened["funding paid"] > 200
 
 
 def test_on_a_calm_day_nobody_is_sent_away_but_while_an_operator_rebuilds() -> None:

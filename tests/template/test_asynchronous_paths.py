@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 ALARMS = "observability.yaml"
 PUBLISHED_METRICS = {metric.value for metric in (*MetricName, *GaugeName)}
 ALARMING_METRICS = {
+    "FundingNotApplied",
     "HistoryBlocked",
     "HistoryPendingAgeS",
     "InsuranceFundDeficit",
+    "InstrumentsNotCompleted",
     "LiquidationMisses",
     "MarkAgeS",
+    "MarkPricesSetAside",
     "ReconcileAgeS",
     "ReconcileDifferences",
     "UncoveredShortfallsQuote",

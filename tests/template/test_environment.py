@@ -126,10 +126,11 @@ def test_all_functions_use_the_stores_that_are_given(functions: list[Function], 
         assert (settings.postgres_iam, settings.postgres_secret) == (True, ""), function.name
 
 
-def test_only_mark_prices_are_told_of_the_queue(functions: list[Function]) -> None:
+def test_only_those_who_cross_triggers_are_told_of_the_queue(functions: list[Function]) -> None:
     told = {
         function.name: function.variables["LIQUIDATIONS_QUEUE_URL"]
         for function in functions
         if "LIQUIDATIONS_QUEUE_URL" in function.variables
     }
-    assert told == {"MarkPriceFunction": {"Ref": "LiquidationsQueue"}}
+    queue = {"Ref": "LiquidationsQueue"}
+    assert told == {"MarkPriceFunction": queue, "FundingFunction": queue}

@@ -105,6 +105,18 @@ def test_number_is_refused_by_the_deployment_where_the_functions_would_not_start
     assert bool(re.fullmatch(parameter["AllowedPattern"], value)) is (starts and value != "1.")
 
 
+@pytest.mark.parametrize("days", [-1, 0, 1, 90, 36_500, 36_501])
+def test_days_of_mark_prices_are_refused_by_the_deployment_where_the_drain_would_not_start_with_them(
+    template: Document, days: int
+) -> None:
+    parameter = template["Parameters"]["MarkHistoryDays"]
+    try:
+        starts = Settings.from_environment({"MARK_HISTORY_DAYS": str(days)}).mark_history_days == days
+    except SettingError:
+        starts = False
+    assert (parameter["MinValue"] <= days <= parameter["MaxValue"]) is starts
+
+
 @pytest.mark.parametrize("environment", ["dev", "prod"])
 def test_environment_can_be_deployed(
     template: Document, environments: dict[str, dict[str, dict[str, Any]]], environment: str

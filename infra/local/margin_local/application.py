@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import accounts_api
 import controls_api
+import funding_api
 import history_api
+import instruments_api
 import margin_report_api
 import mark_price_api
 import positions_api
@@ -33,11 +35,13 @@ def make_application(*, title: str = "Margin", version: str = __version__) -> Fa
         trade_api.router,
         positions_api.router,
         mark_price_api.router,
+        funding_api.router,
         margin_report_api.router,
         risk_api.router,
         history_api.router,
         accounts_api.router,
         controls_api.router,
+        instruments_api.router,
         status_api.router,
         title=title,
         version=version,

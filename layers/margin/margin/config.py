@@ -20,6 +20,7 @@ HISTORY_DRAIN = "drain"
 _POLICY_MAX = 1_000_000
 _PERCENT_MAX = 100
 _DECIMALS_MAX = 8
+_DAYS_MAX = 36_500
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"", "0", "false", "no", "off"})
@@ -80,6 +81,7 @@ class Settings:
     liquidation_remaining_notional_min: Decimal = Decimal(10)
     margin_warning_pct: Decimal = Decimal(80)
     auto_deleveraging: bool = True
+    mark_history_days: int = 90
     report_ttl_s: int = 300
     report_accounts_max: int = 50_000
 
@@ -106,6 +108,9 @@ class Settings:
             raise SettingError(message)
         if settings.sweep_cycle_s < 0:
             message = "SWEEP_CYCLE_S must be zero (all accounts at each scan) or above"
+            raise SettingError(message)
+        if not 0 <= settings.mark_history_days <= _DAYS_MAX:
+            message = f"MARK_HISTORY_DAYS must be from 0 (for ever) to {_DAYS_MAX}"
             raise SettingError(message)
         for name in ("liquidation_buffer", "liquidation_remaining_notional_min"):
             if not 0 <= getattr(settings, name) < _POLICY_MAX:

@@ -14,6 +14,17 @@
     │   ├── InsufficientWithdrawableError
     │   ├── LimitExceededError
     │   ├── NotActiveError
+    │   ├── InvalidInstrumentError
+    │   ├── InstrumentNotClosableError
+    │   ├── FundingRateCapError
+    │   ├── OrderRuleError
+    │   │   ├── PriceOffTickError
+    │   │   ├── QuantityOffLotError
+    │   │   ├── QuantityTooSmallError
+    │   │   ├── QuantityTooLargeError
+    │   │   ├── PositionLimitError
+    │   │   ├── NotReducingError
+    │   │   └── InstrumentStatusError
     │   └── CursorInvalidError
     ├── NotFoundError            404
     │   ├── UnknownAccountError
@@ -22,6 +33,7 @@
     │   ├── IdempotencyKeyReusedError
     │   ├── ContentionError
     │   ├── EventsBlockedError
+    │   ├── InstrumentChangeUnderWayError
     │   ├── HistoryForkError
     │   └── OlderMarkPriceError
     └── UnavailableError         503  with Retry-After
@@ -150,6 +162,80 @@ class NotActiveError(RefusedError):
     title = "Not active"
 
 
+class FundingRateCapError(RefusedError):
+    """The funding rate is beyond what the symbol's instrument allows."""
+
+    code = "FUNDING_RATE_CAP"
+    title = "Funding rate beyond the cap"
+
+
+class InvalidInstrumentError(RefusedError):
+    """Terms that are well-formed one by one are none of an instrument together."""
+
+    code = "INVALID_INSTRUMENT"
+    title = "The terms contradict each other"
+
+
+class InstrumentNotClosableError(RefusedError):
+    """An instrument can be closed only when its symbol trades no more, and nobody holds it."""
+
+    code = "INSTRUMENT_NOT_CLOSABLE"
+    title = "The instrument cannot be closed yet"
+
+
+class OrderRuleError(RefusedError):
+    """A rule of the symbol's instrument refuses the trade."""
+
+
+class PriceOffTickError(OrderRuleError):
+    """The price is no multiple of the tick size."""
+
+    code = "PRICE_OFF_TICK"
+    title = "Price is not on a tick"
+
+
+class QuantityOffLotError(OrderRuleError):
+    """The quantity is no multiple of the lot size."""
+
+    code = "QUANTITY_OFF_LOT"
+    title = "Quantity is no whole number of lots"
+
+
+class QuantityTooSmallError(OrderRuleError):
+    """The quantity is below the least of one trade."""
+
+    code = "QUANTITY_TOO_SMALL"
+    title = "Quantity is too small"
+
+
+class QuantityTooLargeError(OrderRuleError):
+    """The quantity is above the most of one trade."""
+
+    code = "QUANTITY_TOO_LARGE"
+    title = "Quantity is too large"
+
+
+class PositionLimitError(OrderRuleError):
+    """The trade would leave a larger position than the instrument allows."""
+
+    code = "POSITION_LIMIT"
+    title = "Position limit exceeded"
+
+
+class NotReducingError(OrderRuleError):
+    """The caller wants a trade that only reduces, and this one would not."""
+
+    code = "REDUCE_ONLY"
+    title = "The trade would not only reduce"
+
+
+class InstrumentStatusError(OrderRuleError):
+    """The instrument's status forbids the trade."""
+
+    code = "INSTRUMENT_STATUS"
+    title = "The instrument does not trade so"
+
+
 class CursorInvalidError(RefusedError):
     """A cursor was not made by this endpoint."""
 
@@ -210,6 +296,14 @@ class EventsBlockedError(ConflictError):
 
     code = "EVENTS_BLOCKED"
     title = "Events are blocked"
+
+
+class InstrumentChangeUnderWayError(ConflictError):
+    """An earlier change of the instrument is not in force everywhere yet."""
+
+    code = "INSTRUMENT_CHANGE_UNDER_WAY"
+    title = "Another change is under way"
+    retryable = True
 
 
 class HistoryForkError(ConflictError):

@@ -28,21 +28,29 @@ from margin.services.liquidation import LiquidationService
 if TYPE_CHECKING:
     from margin.clients.audit_postgres import AuditPostgresClient
     from margin.clients.control_postgres import ControlPostgresClient
+    from margin.clients.funding_postgres import FundingPostgresClient
+    from margin.clients.instrument_postgres import InstrumentPostgresClient
     from margin.clients.partition_redis import PartitionRedisClient
     from margin.clients.postgres import PostgresClient
     from margin.clients.settlement_postgres import SettlementPostgresClient
     from margin.services.controls import ControlService
+    from margin.services.crossed import CrossedAccountsService
     from margin.services.drain import DrainService
+    from margin.services.funding import FundingService
+    from margin.services.funding_list import FundingListService
     from margin.services.funds import FundsService
     from margin.services.health import HealthService
     from margin.services.history import HistoryService
+    from margin.services.instruments import InstrumentService
     from margin.services.insurance_fund import InsuranceFundService
     from margin.services.layout import Layout
     from margin.services.margin import MarginService
     from margin.services.margin_warning import MarginWarningService
+    from margin.services.mark_list import MarkListService
     from margin.services.mark_records import MarkRecordService
     from margin.services.marks import MarkPriceService
     from margin.services.opening import OpeningService
+    from margin.services.preview import PreviewService
     from margin.services.rebuilding import RebuildService
     from margin.services.reconcile import ReconcileService
     from margin.services.report import ReportService
@@ -55,6 +63,10 @@ if TYPE_CHECKING:
 OPENING_TIMEOUT_S = 30.0
 AUDIT_TIMEOUT_S = 10.0
 SETTLEMENT_TIMEOUT_S = 5.0
+_HISTORIES = (
+    *("history_store", "_opening_history", "_control_history"),
+    *("_instrument_history", "_funding_history", "_audit_history", "_settlement_history"),
+)
 
 
 class Engine:
@@ -74,7 +86,7 @@ class Engine:
         for name in ("_redis", "_opening_redis"):
             if name in self.__dict__:
                 await self.__dict__[name].aclose(close_connection_pool=True)
-        for name in ("history_store", "_opening_history", "_control_history", "_audit_history", "_settlement_history"):
+        for name in _HISTORIES:
             if name in self.__dict__:
                 await self.__dict__[name].close()
 
@@ -118,6 +130,13 @@ class Engine:
         return TradingService(self._journal, self.liquidations)
 
     @cached_property
+    def previews(self) -> PreviewService:
+        """Trades that are not executed."""
+        from margin.services.preview import PreviewService
+
+        return PreviewService(self.accounts)
+
+    @cached_property
     def funds(self) -> FundsService:
         """Deposits and withdrawals."""
         from margin.services.funds import FundsService
@@ -157,19 +176,26 @@ class Engine:
     @cached_property
     def marks(self) -> MarkPriceService:
         """Mark prices."""
-        from margin.clients.liquidation_queue import LiquidationQueue
         from margin.services.marks import MarkPriceService
 
-        settings = self.settings
-        queue = LiquidationQueue(settings.liquidations_queue_url) if settings.liquidations_queue_url else None
-        return MarkPriceService(
-            self.market,
-            self.liquidations,
-            self.warnings,
-            crossed_inline_max=settings.crossed_inline_max,
-            crossed_queued_max=settings.crossed_queued_max,
-            queue=queue,
-        )
+        return MarkPriceService(self.market, self._crossed)
+
+    @cached_property
+    def funding(self) -> FundingService:
+        """Payments of funding."""
+        from margin.clients.funding_redis import FundingRedisClient
+        from margin.services.funding import FundingService
+
+        store = FundingRedisClient(self._redis, self.settings.partitions)
+        warning_pct = self._warning_level.utilisation_pct
+        return FundingService(self._funding_history, store, self._crossed, warning_pct=warning_pct)
+
+    @cached_property
+    def funding_list(self) -> FundingListService:
+        """Funding that accounts have received and paid, and its rates."""
+        from margin.services.funding_list import FundingListService
+
+        return FundingListService(self._funding_history, self.accounts)
 
     @cached_property
     def liquidations(self) -> LiquidationService:
@@ -210,6 +236,17 @@ class Engine:
         return ControlService(self._control_history, store)
 
     @cached_property
+    def instruments(self) -> InstrumentService:
+        """Rules of symbols."""
+        from margin.clients.instrument_redis import InstrumentRedisClient
+        from margin.services.anchoring import AnchoringService
+        from margin.services.instruments import InstrumentService
+
+        store = InstrumentRedisClient(self._redis, self.settings.partitions)
+        anchoring = AnchoringService(self.accounts, store, self._warning_level)
+        return InstrumentService(self._instrument_history, store, anchoring, self.liquidations)
+
+    @cached_property
     def health(self) -> HealthService:
         """Whether the stores can be used."""
         from margin.services.health import HealthService
@@ -224,11 +261,18 @@ class Engine:
         return DrainService(self.accounts, self.history_store, self._journal, self._healing, self.controls)
 
     @cached_property
+    def mark_list(self) -> MarkListService:
+        """Mark prices with their ages."""
+        from margin.services.mark_list import MarkListService
+
+        return MarkListService(self.market)
+
+    @cached_property
     def mark_records(self) -> MarkRecordService:
         """Mark prices in history."""
         from margin.services.mark_records import MarkRecordService
 
-        return MarkRecordService(self.market, self.history_store)
+        return MarkRecordService(self.market, self.history_store, kept_days=self.settings.mark_history_days)
 
     @cached_property
     def insurance_fund(self) -> InsuranceFundService:
@@ -267,9 +311,13 @@ class Engine:
     def _layout(self, partitions: int) -> Layout:
         """Redis divided into some partitions; the clients connect whatever the markers say: it is who writes them."""
         from margin.clients.control_redis import ControlRedisClient
+        from margin.clients.funding_redis import FundingRedisClient
+        from margin.clients.instrument_redis import InstrumentRedisClient
         from margin.clients.partition_redis import PartitionRedisClient
         from margin.services.controls import ControlService
         from margin.services.drain import DrainService
+        from margin.services.funding_restore import FundingRestoreService
+        from margin.services.instrument_restore import InstrumentRestoreService
         from margin.services.layout import Layout
 
         redis, history = self._opening_redis, self._opening_history
@@ -277,12 +325,19 @@ class Engine:
         market = MarketRedisClient(redis, partitions)
         healing = HealingService(accounts, market, self._warning_level)
         controls = ControlService(self._control_history, ControlRedisClient(redis, partitions))
+        funding = FundingRestoreService(
+            self._funding_history,
+            FundingRedisClient(redis, partitions),
+            warning_pct=self._warning_level.utilisation_pct,
+        )
         return Layout(
             partitions=PartitionRedisClient(redis, partitions),
             accounts=accounts,
             market=market,
             healing=healing,
             controls=controls,
+            funding=funding,
+            instruments=InstrumentRestoreService(self._instrument_history, InstrumentRedisClient(redis, partitions)),
             drain=DrainService(accounts, history, self._make_journal(accounts, healing), healing, controls),
         )
 
@@ -322,10 +377,38 @@ class Engine:
         return SettlementPostgresClient(dataclasses.replace(self.settings, postgres_timeout_s=SETTLEMENT_TIMEOUT_S))
 
     @cached_property
+    def _instrument_history(self) -> InstrumentPostgresClient:
+        from margin.clients.instrument_postgres import InstrumentPostgresClient
+
+        return InstrumentPostgresClient(self.settings)
+
+    @cached_property
     def _control_history(self) -> ControlPostgresClient:
         from margin.clients.control_postgres import ControlPostgresClient
 
         return ControlPostgresClient(self.settings)
+
+    @cached_property
+    def _funding_history(self) -> FundingPostgresClient:
+        from margin.clients.funding_postgres import FundingPostgresClient
+
+        return FundingPostgresClient(self.settings)
+
+    @cached_property
+    def _crossed(self) -> CrossedAccountsService:
+        """Crossed accounts, evaluated at once or queued."""
+        from margin.clients.liquidation_queue import LiquidationQueue
+        from margin.services.crossed import CrossedAccountsService
+
+        settings = self.settings
+        queue = LiquidationQueue(settings.liquidations_queue_url) if settings.liquidations_queue_url else None
+        return CrossedAccountsService(
+            self.liquidations,
+            self.warnings,
+            crossed_inline_max=settings.crossed_inline_max,
+            crossed_queued_max=settings.crossed_queued_max,
+            queue=queue,
+        )
 
     @cached_property
     def _journal(self) -> Journal:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import accounts_api
 import controls_api
+import funding_api
 import history_api
+import instruments_api
 import margin_report_api
 import mark_price_api
 import positions_api
@@ -28,6 +30,9 @@ HANDLERS = {
     "positions": positions_api.handler,
     "mark-price": mark_price_api.handler,
     "mark-prices": mark_price_api.handler,
+    "history": history_api.handler,
+    "funding": funding_api.handler,
+    "funding-rates": funding_api.handler,
     "margin-report": margin_report_api.handler,
     "risk": risk_api.handler,
     "trades": history_api.handler,
@@ -35,9 +40,10 @@ HANDLERS = {
     "insurance-fund": history_api.handler,
     "accounts": accounts_api.handler,
     "controls": controls_api.handler,
+    "instruments": instruments_api.handler,
     "health": status_api.handler,
 }
-"""The function that the gateway hands a path to, by the first part of the path."""
+"""The function that the gateway hands a path to, by the first part of the path, or by a part after it."""
 
 SCHEDULE = {
     "version": "0",
@@ -94,7 +100,8 @@ class Exchange:
 
     def call(self, method: str, path: str, body: Any = None, *, function: str = "", **options: Any) -> Reply:
         """Send a request to the function that its path belongs to, or to the one that is named."""
-        handler = HANDLERS[function or path.split("/")[1]]
+        parts = path.split("/")[1:]
+        handler = HANDLERS[function or (parts[-1] if parts[0] == "mark-prices" else parts[0])]
         answer = handler(api_gateway_event(method, path, body, **options), LambdaContext())
         assert answer["isBase64Encoded"] is False
         return Reply(answer["statusCode"], answer["headers"], answer["body"])

@@ -43,11 +43,17 @@ WRITES = {
         "/trade",
         {"account_id": "7", "symbol": '"BTC-PERP"', "side": '"BUY"', "quantity": "0.1", "price": "50000"},
     ),
+    "preview": Route(
+        "POST",
+        "/trade/preview",
+        {"account_id": "7", "symbol": '"BTC-PERP"', "side": '"BUY"', "quantity": "0.1", "price": "50000"},
+    ),
     "mark price": Route("POST", "/mark-price", {"symbol": '"BTC-PERP"', "price": "50000"}),
     "mark prices": Route("POST", "/mark-prices", {"prices": '[{"symbol": "BTC-PERP", "price": 50000}]'}),
     "shocks": Route(
         "POST", "/risk/shocks", {"shocks": '[{"name": "crash", "moves": [{"symbol": "BTC-PERP", "move": -0.3}]}]'}
     ),
+    "funding": Route("POST", "/funding", {"symbol": '"BTC-PERP"', "rate": "0.00000001"}),
     "deposit": Route("POST", "/accounts/7/deposits", {"amount": "1"}),
     "withdrawal": Route("POST", "/accounts/7/withdrawals", {"amount": "1"}),
     "contribution": Route("POST", "/accounts/7/insurance-contributions", {"amount": "1"}),
@@ -60,25 +66,31 @@ GETS = {
     "report": Route("GET", "/margin-report"),
     "ladder": Route("GET", "/risk/ladder", query="symbol=BTC-PERP"),
     "trades": Route("GET", "/trades/7"),
+    "marks": Route("GET", "/mark-prices"),
+    "past marks": Route("GET", "/mark-prices/BTC-PERP/history"),
+    "funding of an account": Route("GET", "/funding/7"),
+    "funding rates": Route("GET", "/funding-rates"),
     "liquidations": Route("GET", "/liquidations"),
     "insurance fund": Route("GET", "/insurance-fund"),
     "controls": Route("GET", "/controls"),
     "health": Route("GET", "/health"),
 }
 ROUTES = WRITES | GETS
-WITH_KEY = ("trade", "deposit", "withdrawal", "contribution")
+WITH_KEY = ("trade", "funding", "deposit", "withdrawal", "contribution")
 MONEY = [
     ("trade", "quantity"),
     ("trade", "price"),
+    ("preview", "quantity"),
+    ("preview", "price"),
     ("mark price", "price"),
     ("deposit", "amount"),
     ("withdrawal", "amount"),
     ("contribution", "amount"),
 ]
-SYMBOLS = ["trade", "mark price"]
+SYMBOLS = ["trade", "preview", "mark price", "funding"]
 SWITCHES = ["engine switch", "symbol switch", "account switch"]
 PATHS = [
-    *("/positions/{}", "/trades/{}", "/controls/accounts/{}"),
+    *("/positions/{}", "/trades/{}", "/funding/{}", "/controls/accounts/{}"),
     *("/accounts/{}/deposits", "/accounts/{}/withdrawals", "/accounts/{}/insurance-contributions"),
 ]
 
@@ -186,6 +198,43 @@ def test_an_unknown_side_is_refused_by_name(unchanged: Exchange, text: str) -> N
     assert_problem(WRITES["trade"].send(unchanged, side=text), 422, "INVALID_REQUEST", "side")
 
 
+@pytest.mark.parametrize("text", ['"true"', '"false"', "1", "0", "null", '"yes"', "[true]"])
+def test_reduce_only_that_is_no_boolean_is_refused(unchanged: Exchange, text: str) -> None:
+    assert_problem(WRITES["trade"].send(unchanged, reduce_only=text), 422, "INVALID_REQUEST", "reduce_only")
+
+
+@pytest.mark.parametrize("text", ['"maker"', '"BOTH"', '""', "null", "1", '["MAKER"]'])
+def test_liquidity_that_is_none_is_refused(unchanged: Exchange, text: str) -> None:
+    assert_problem(WRITES["trade"].send(unchanged, liquidity=text), 422, "INVALID_REQUEST", "liquidity")
+
+
+CLIENT_ORDER_IDS = {
+    "empty": '""',
+    "65 characters": f'"{"a" * 65}"',
+    "a line break inside": r'"a\nb"',
+    "a line break at the end": r'"a\n"',
+    "a tab": r'"a\tb"',
+    "NUL": r'"a\u0000b"',
+    "DEL": r'"a\u007fb"',
+    "beyond ASCII": '"caf\u00e9"',
+    "a number": "17",
+    "a boolean": "true",
+    "an array": '["a"]',
+}
+
+
+@pytest.mark.parametrize("text", CLIENT_ORDER_IDS.values(), ids=list(CLIENT_ORDER_IDS))
+def test_client_order_id_of_another_form_is_refused(unchanged: Exchange, text: str) -> None:
+    assert_problem(WRITES["trade"].send(unchanged, client_order_id=text), 422, "INVALID_REQUEST", "client_order_id")
+
+
+@pytest.mark.parametrize("text", ["a", " ", "~" * 64, r'"quoted" \ and <b>', "1e5"])
+def test_client_order_id_of_any_printable_characters_comes_back_as_it_went(furnished: Exchange, text: str) -> None:
+    reply = WRITES["trade"].send(furnished, client_order_id=json.dumps(text), quantity="0.00000001")
+    assert (reply.status, reply.json["client_order_id"]) == (200, text)
+    assert furnished.get("/trades/7", limit=1)["trades"][0]["client_order_id"] == text
+
+
 @pytest.mark.parametrize("symbol", NOT_A_SYMBOL.values(), ids=NOT_A_SYMBOL)
 def test_what_is_no_symbol_in_the_path_is_refused_by_name(unchanged: Exchange, symbol: str) -> None:
     good = WRITES["symbol switch"]
@@ -217,6 +266,26 @@ NOT_A_REASON = {
 def test_what_is_no_reason_is_refused_by_name(unchanged: Exchange, route: str, reason: str) -> None:
     reply = WRITES[route].send(unchanged, reason=json.dumps(reason))
     assert_problem(reply, 422, "INVALID_REQUEST", "reason")
+
+
+SOURCES = {
+    "a number": "1",
+    "null": "null",
+    "a list": '["index-1"]',
+    "nothing": '""',
+    "too long": '"' + "x" * 65 + '"',
+    "a letter with an accent": r'"caf\u00e9"',
+    "a line feed": r'"a\n"',
+    "a zero byte": r'"\u0000"',
+    "DEL": r'"\u007f"',
+}
+
+
+@pytest.mark.parametrize("text", SOURCES.values(), ids=SOURCES)
+def test_what_is_no_source_is_refused_by_name(unchanged: Exchange, text: str) -> None:
+    assert_problem(WRITES["mark price"].send(unchanged, source=text), 422, "INVALID_REQUEST", "source")
+    entry = f'[{{"symbol": "BTC-PERP", "price": 50000, "source": {text}}}]'
+    assert_problem(WRITES["mark prices"].send(unchanged, prices=entry), 422, "INVALID_REQUEST", "prices.0.source")
 
 
 NOT_AN_ACCOUNT = ["0", "-1", str(2**63), "true", "1.0", "1e0", "01", "1:2", "\u0661", "1" * 40, "seven"]
@@ -327,20 +396,24 @@ def test_a_body_not_declared_as_json_is_refused(unchanged: Exchange, route: str,
 # --- methods, paths, parameters, headers ---
 
 
+METHODS = {
+    route.path: sorted(other.method for other in ROUTES.values() if other.path == route.path)
+    for route in ROUTES.values()
+}
 WRONG_METHODS = [
     (name, method)
     for name, route in ROUTES.items()
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
-    if method != route.method
+    if method not in METHODS[route.path]
 ]
 
 
 @pytest.mark.parametrize(("route", "method"), WRONG_METHODS)
-def test_another_method_is_405_and_names_the_right_one(unchanged: Exchange, route: str, method: str) -> None:
+def test_another_method_is_405_and_names_the_right_ones(unchanged: Exchange, route: str, method: str) -> None:
     good = ROUTES[route]
     reply = unchanged.call(method, good.path, good.text() if good.fields else None)
     assert good.method in assert_problem(reply, 405, "METHOD_NOT_ALLOWED")
-    assert reply.headers["allow"] == good.method
+    assert reply.headers["allow"] == ", ".join(METHODS[good.path])
 
 
 @pytest.mark.parametrize("function", HANDLERS)
@@ -368,7 +441,7 @@ def test_an_unknown_query_parameter_is_refused_by_name(unchanged: Exchange, rout
     assert_problem(reply, 422, "INVALID_REQUEST", f"query.{name if name.isidentifier() else '?'}")
 
 
-PAGED = ("report", "trades", "liquidations", "controls")
+PAGED = ("report", "trades", "past marks", "funding of an account", "funding rates", "liquidations", "controls")
 
 
 @pytest.mark.parametrize("route", PAGED)
@@ -410,6 +483,11 @@ FORGED = {
     "no text for a snapshot": cursor_of("report", 1, 0),
     "a null character for a name": cursor_of("controls", "\0"),
     "half a surrogate pair for a name": cursor_of("controls", "\ud800"),
+    "funding of another account": cursor_of("funding:8", 1, 1),
+    "funding without a place": cursor_of("funding:7", 1),
+    "a rate of the year 10000": cursor_of("funding-rates:", 253402300800000000, "BTC-PERP", 1),
+    "a null character for a rate's symbol": cursor_of("funding-rates:", 1, "\0", 1),
+    "rates of one symbol": cursor_of("funding-rates:BTC-PERP", 1, "BTC-PERP", 1),
 }
 
 

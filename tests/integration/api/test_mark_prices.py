@@ -172,6 +172,29 @@ def test_price_from_the_future_is_refused_by_its_place(untouched: Exchange) -> N
     assert "BTC-PERP" in assert_problem(reply, 422, "INVALID_REQUEST", "prices.1.timestamp")
 
 
+def test_stale_price_stops_added_risk_and_withdrawals_and_never_a_reduction(exchange: Exchange) -> None:
+    exchange.mark("BTC-PERP", "50000")
+    exchange.deposit(1, "100000")
+    exchange.trade(1, "BUY", "1", "50000")
+    tier = {"notional_cap": None, "initial_rate": "0.20", "maintenance_rate": "0.10"}
+    terms = {"symbol": "BTC-PERP", "tiers": [tier], "mark_max_age_s": 60, "version": 1}
+    exchange.stores.redis.hset("instruments", "BTC-PERP", json.dumps(terms))
+    stamp = int(exchange.stores.redis.hget("mark_stamps", "BTC-PERP")) - 61_000_000
+    exchange.stores.redis.hset("mark_stamps", "BTC-PERP", str(stamp))
+    order = {"account_id": 1, "symbol": "BTC-PERP", "side": "BUY", "quantity": "0.1", "price": "50000"}
+    withdrawal = exchange.call("POST", "/accounts/1/withdrawals", {"amount": "1"})
+    for reply in (exchange.call("POST", "/trade", order), withdrawal):
+        assert "BTC-PERP" in assert_problem(reply, 400, "STALE_MARK_PRICE")
+    # Through zero is a position of its own on the other side.
+    flip = exchange.call("POST", "/trade", order | {"side": "SELL", "quantity": "1.5"})
+    assert_problem(flip, 400, "STALE_MARK_PRICE")
+    assert exchange.trade(1, "SELL", "0.25", "50000")["position"]["quantity"] == "0.75"
+    assert exchange.get("/mark-prices")["mark_prices"][0]["stale"] is True
+    exchange.mark("BTC-PERP", "50000")
+    assert exchange.call("POST", "/trade", order).status == 200
+    assert exchange.call("POST", "/accounts/1/withdrawals", {"amount": "1"}).status == 200
+
+
 def test_old_observation_that_arrives_now_is_stale_where_the_instrument_limits_age(exchange: Exchange) -> None:
     tier = {"notional_cap": None, "initial_rate": "0.20", "maintenance_rate": "0.10"}
     terms = {"symbol": "BTC-PERP", "tiers": [tier], "taker_fee": "0", "price_band": "0.20", "lot_size": "0.00000001"}

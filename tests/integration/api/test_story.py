@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TRADE_FIELDS = {
     *("success", "message", "trade_id", "account_id", "symbol", "side", "quantity", "price", "notional"),
     *("realised_pnl", "fee", "balance", "equity", "initial_margin_required", "maintenance_margin_required"),
-    *("margin_utilisation_pct", "position"),
+    *("margin_utilisation_pct", "position", "reduce_only", "liquidity", "client_order_id"),
 }
 ACCOUNT_FIELDS = {
     *("account_id", "balance", "equity", "initial_margin_required", "maintenance_margin_required"),
@@ -28,13 +28,15 @@ ACCOUNT_FIELDS = {
 }
 POSITIONS_FIELDS = ACCOUNT_FIELDS | {"withdrawable", "positions"}
 POSITION_FIELDS = {
-    *("symbol", "quantity", "entry_price", "mark_price", "notional", "unrealised_pnl", "maintenance_margin"),
+    *("symbol", "quantity", "entry_price", "mark_price", "notional", "unrealised_pnl"),
+    *("pending_funding", "maintenance_margin"),
     "liquidation_price",
 }
 MARK_FIELDS = {"success", "message", "symbol", "price", "at_risk"}
 REPORT_FIELDS = {"as_of", "total_accounts", "liquidation_candidates", "accounts_detail", "next_cursor"}
 HISTORY_TRADE_FIELDS = {
     *("id", "account_id", "symbol", "side", "quantity", "price", "notional", "realised_pnl", "fee", "timestamp"),
+    *("reduce_only", "liquidity", "client_order_id"),
 }
 LIQUIDATION_FIELDS = {
     *("id", "account_id", "equity", "maintenance_margin", "equity_after", "maintenance_margin_after"),
@@ -114,6 +116,9 @@ def a_trade_answers_the_account_after_it(exchange: Exchange) -> int:
         "maintenance_margin_required": "500",
         "margin_utilisation_pct": "0.5",
         "position": {"symbol": "BTC-PERP", "quantity": "0.1", "entry_price": "50000"},
+        "reduce_only": False,
+        "liquidity": "TAKER",
+        "client_order_id": None,
     }
     return int(traded["trade_id"])
 
@@ -148,6 +153,7 @@ def a_higher_mark_makes_profit(exchange: Exchange) -> None:
                 "mark_price": "51000",
                 "notional": "5100",
                 "unrealised_pnl": "100",
+                "pending_funding": "0",
                 "maintenance_margin": "510",
                 "liquidation_price": None,
             }
@@ -226,6 +232,9 @@ def both_histories_tell_what_happened(exchange: Exchange, trade_id: int) -> None
         "notional": "5000",
         "realised_pnl": "0",
         "fee": "0",
+        "reduce_only": False,
+        "liquidity": "TAKER",
+        "client_order_id": None,
     }
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ORDER = {"account_id": 1, "symbol": "BTC-PERP", "side": "BUY", "quantity": "0.1", "price": "50000"}
 STATE: dict[str, tuple[str, str, Any]] = {
     "positions": ("GET", "/positions/1", None),
+    "preview": ("POST", "/trade/preview", ORDER),
     "mark price": ("POST", "/mark-price", {"symbol": "BTC-PERP", "price": "50000"}),
     "mark prices": ("POST", "/mark-prices", {"prices": [{"symbol": "BTC-PERP", "price": "50000"}]}),
     "report": ("GET", "/margin-report", None),
@@ -33,6 +34,8 @@ BOTH: dict[str, tuple[str, str, Any]] = {
     "deposit": ("POST", "/accounts/1/deposits", {"amount": "1"}),
     "withdrawal": ("POST", "/accounts/1/withdrawals", {"amount": "1"}),
     "contribution": ("POST", "/accounts/1/insurance-contributions", {"amount": "1"}),
+    "funding": ("POST", "/funding", {"symbol": "BTC-PERP", "rate": "0.0001"}),
+    "instrument": ("PUT", "/instruments/BTC-PERP", {"tick_size": "0.5"}),
     "shocks": (
         "POST",
         "/risk/shocks",

@@ -14,9 +14,9 @@ from margin.domain.order import Order
 from margin.domain.position import Side
 from margin.domain.safe_zone import Trigger, TriggerSide
 from margin.errors import StateNotLoadedError
-from margin.ports import Committed, Conflict, StoredResult
+from margin.ports import Anchor, Committed, Conflict, StoredResult
 from margin.services.journal import WriteRequest
-from margin.services.trading import _decide
+from margin.services.trading import decide_trade
 from tests.actions import BTC, buy, deposit, mark
 from tests.integration.stores.hot_state import hot_state
 
@@ -46,8 +46,9 @@ async def commit(engine: Engine) -> Commit:
     await mark(engine, "50000")
     request = WriteRequest(account_id=1, fields={"operation": "trade"}, key="mine", symbol=BTC)
     view = await engine.accounts.read(1, symbol=BTC, key="mine")
-    decision = _decide(Order(1, BTC, Side.BUY, Decimal("0.1"), Decimal(50000)), view)
-    return engine._journal._build(request, "mine", view, dataclasses.replace(decision, marks={BTC: Decimal(50000)}))
+    decision = decide_trade(Order(1, BTC, Side.BUY, Decimal("0.1"), Decimal(50000)), view)
+    decision = dataclasses.replace(decision, marks={BTC: Decimal(50000)})
+    return engine._journal._build(request, "mine", view, decision, None)
 
 
 async def test_commit_of_the_state_that_it_was_decided_on_happens(engine: Engine, commit: Commit) -> None:
@@ -106,7 +107,7 @@ async def test_commit_on_another_version_of_the_instrument_conflicts(
     engine: Engine, store: redis.Redis, commit: Commit
 ) -> None:
     store.hset("instruments", BTC, json.dumps(INSTRUMENT))
-    decided_on_it = dataclasses.replace(commit, instrument_versions={BTC: 7})
+    decided_on_it = dataclasses.replace(commit, instrument_versions={BTC: "7"})
     store.hset("instruments", BTC, json.dumps({**INSTRUMENT, "version": 8}))
     assert await engine.accounts.commit(decided_on_it) == Conflict("instrument")
     store.hset("instruments", BTC, json.dumps(INSTRUMENT))
@@ -157,7 +158,7 @@ async def test_trigger_at_the_very_mark_counts_as_crossed_by_an_anchor(
     view = await engine.accounts.read(1)
     triggers = {BTC: _floor(40000.0)}
     await engine.market.set_marks({BTC: Decimal(price)}, crossed_max=0)
-    assert await engine.accounts.anchor(1, view.version, triggers) is crossed
+    assert await engine.accounts.anchor(Anchor(1, view.version, triggers)) is crossed
 
 
 @pytest.mark.parametrize(("price", "crossed"), [("40000", True), ("40000.00000001", False), ("39999.99999999", True)])

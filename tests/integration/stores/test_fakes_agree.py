@@ -9,7 +9,7 @@ import pytest
 
 from margin.domain.controls import ENGINE_CONTROL, ControlState, account_control, symbol_control
 from margin.errors import MarginError
-from tests.actions import BTC, ETH, buy, deposit, mark, sell, switch, withdraw
+from tests.actions import BTC, ETH, buy, deposit, fund, mark, sell, switch, withdraw
 from tests.fakes import Exchange
 
 if TYPE_CHECKING:
@@ -38,10 +38,13 @@ def _steps(seed: int) -> list[tuple[str, Step]]:
         account_id, symbol = chance.choice(ACCOUNTS), chance.choice([BTC, ETH])
         amount, quantity = f"{chance.randint(1, 9000)}.{chance.randint(0, 99999999):08}", f"0.{chance.randint(1, 9)}"
         key = chance.choice([None, None, f"key-{chance.randint(1, 15)}"])
-        action = chance.choices([deposit, withdraw, buy, sell, mark, switch], [4, 2, 8, 8, 6, 3])[0]
+        action = chance.choices([deposit, withdraw, buy, sell, mark, switch, fund], [4, 2, 8, 8, 6, 3, 3])[0]
         if action is switch:
             arguments = (chance.choice(SWITCHES), chance.choices(list(ControlState), [4, 1, 1])[0])
             steps.append((f"switch {arguments}", _call(switch, arguments, {})))
+        elif action is fund:
+            rate = f"{chance.randint(-300, 300) / 10000:.4f}"
+            steps.append((f"fund {symbol} {rate} {key}", _call(fund, (rate, symbol), {"key": key})))
         elif action is mark:
             prices[symbol] = int(prices[symbol] * chance.uniform(0.75, 1.3))
             steps.append((f"mark {symbol}", lambda services, s=symbol, p=prices[symbol]: mark(services, str(p), s)))
@@ -86,7 +89,7 @@ async def _state(accounts: AccountStore, scans: ScanService) -> list[tuple[objec
 
 
 @pytest.mark.parametrize("partitions", [1, 2])
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 3, 4])
 async def test_same_requests_have_the_same_answers_and_leave_the_same_state(
     make_engine: MakeEngine, seed: int, partitions: int
 ) -> None:
@@ -112,5 +115,13 @@ async def test_same_requests_have_the_same_answers_and_leave_the_same_state(
     assert states[0] == states[1]
     aligned = [await services.controls.align() for services in (exchange, engine)]
     assert aligned[0] == aligned[1] > 0
+    paid = [(await services.funding_list.rates(limit=1000)).rows for services in (exchange, engine)]
+    numbers = [sorted((row["symbol"], row["n"], row["funding_index"]) for row in rows) for rows in paid]
+    assert numbers[0] == numbers[1] != []
+    for account_id in ACCOUNTS:
+        funded = [await services.funding_list.payments(account_id, limit=1000) for services in (exchange, engine)]
+        assert funded[0].pending == funded[1].pending
+        moved = [[(row["symbol"], row["amount"], row["funding_index"]) for row in page.rows] for page in funded]
+        assert moved[0] == moved[1]
     reports = [await services.report.page(limit=10, cursor=None) for services in (exchange, engine)]
     assert reports[0].rows == reports[1].rows

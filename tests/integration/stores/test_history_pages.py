@@ -130,7 +130,27 @@ async def test_trade_row_has_exact_decimals_and_a_time_in_microseconds(filled: E
         "realised_pnl": Decimal(0),
         "fee": Decimal(0),
         "timestamp_us": BASE_US + 200 * MINUTE_US,
+        # The event is from before these.
+        "reduce_only": False,
+        "liquidity": "TAKER",
+        "client_order_id": None,
     }
+
+
+async def test_trades_page_tells_what_their_events_say_of_the_order(filled: Engine, settings: Settings) -> None:
+    detail = {"reduce_only": True, "liquidity": "MAKER", "client_order_id": '"mine"'}
+    with connect(settings) as connection:
+        connection.execute(
+            "update events set body = jsonb_build_object('detail', %s::jsonb)"
+            " where account_id = 3 and event_id = 19903",
+            [json.dumps(detail)],
+        )
+    rows = await filled.history_store.trades(TradeQuery(account_id=3, limit=3))
+    assert [(row["id"], row["reduce_only"], row["liquidity"], row["client_order_id"]) for row in rows] == [
+        (20_003, False, "TAKER", None),
+        (19_903, True, "MAKER", '"mine"'),
+        (19_803, False, "TAKER", None),
+    ]
 
 
 async def test_row_that_arrives_between_two_pages_shifts_none(filled: Engine, query: Query) -> None:

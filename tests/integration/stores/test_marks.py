@@ -9,6 +9,7 @@ import pytest
 
 from margin.clients.market_redis import SYMBOLS_MAX
 from margin.errors import LimitExceededError, StateNotLoadedError
+from margin.ports import Anchor
 from margin.services.liquidation import Verdict
 from tests.actions import BTC, ETH, buy, deposit, mark, sell, withdraw
 from tests.integration.stores.hot_state import hot_state
@@ -222,7 +223,7 @@ async def test_anchor_of_an_account_that_has_changed_is_not_set(engine: Engine, 
     stale = await engine.accounts.read(1)
     await deposit(engine, 1, "1")
     before = hot_state(store)
-    assert await engine.accounts.anchor(1, stale.version, {}) is None
+    assert await engine.accounts.anchor(Anchor(1, stale.version, {})) is None
     assert hot_state(store) == before
 
 

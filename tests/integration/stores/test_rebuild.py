@@ -23,7 +23,7 @@ from margin.errors import (
     StaleMarkPriceError,
     StateNotLoadedError,
 )
-from margin.ports import Loaded
+from margin.ports import Anchor, Loaded
 from margin.runtime import Engine
 from tests.actions import BTC, ETH, buy, deposit, mark, sell, withdraw
 from tests.chains import READ_AT, chain
@@ -530,7 +530,7 @@ async def test_triggers_that_were_reckoned_before_a_rebuild_are_not_put_in_place
     assert view.account is not None
     await engine.rebuilding.rebuild()
     with pytest.raises(StateNotLoadedError, match="loaded anew"):
-        await engine.accounts.anchor(1, view.version, triggers(view.account, view.market), epoch=view.epoch)
+        await engine.accounts.anchor(Anchor(1, view.version, triggers(view.account, view.market)), epoch=view.epoch)
     assert _state(store, 1) == untouched
 
 

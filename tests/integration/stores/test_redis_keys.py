@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.actions import BTC, buy, deposit, mark, sell
 from tests.integration.stores.hot_state import hot_state
 from tests.proxy import Proxy
@@ -85,13 +87,12 @@ async def test_flipped_position_moves_its_trigger_to_the_other_side(engine: Engi
     assert store.zrange("triggers:BTC-PERP:ceiling", 0, -1) == ["1"]
 
 
-async def test_position_that_no_price_can_hurt_is_a_member_at_minus_infinity(
-    engine: Engine, store: redis.Redis
-) -> None:
+async def test_position_that_no_price_can_hurt_is_a_member_below_all_prices(engine: Engine, store: redis.Redis) -> None:
     await deposit(engine, 1, "100000")
     await mark(engine, "50000")
     await buy(engine, 1, "0.1", "50000")
-    assert store.zscore("triggers:BTC-PERP:floor", "1") == float("-inf")
+    # 100000 - 5000 of equity beyond the position's own worth, for 0.09 of the price each.
+    assert store.zscore("triggers:BTC-PERP:floor", "1") == pytest.approx(-95000 / 0.09)
 
 
 async def test_event_that_history_did_not_take_is_pending_with_its_time(

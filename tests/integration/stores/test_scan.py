@@ -17,7 +17,7 @@ from margin.domain.account import Account
 from margin.domain.position import Position
 from margin.domain.safe_zone import Trigger, TriggerSide, triggers
 from margin.observability import MetricName, counted
-from margin.ports import AccountLoad, SweepProgress
+from margin.ports import AccountLoad, Anchor, SweepProgress
 from margin.ports.history import HistoryAccount
 from margin.services.healing import HealingService
 from margin.services.liquidation import Verdict
@@ -103,7 +103,7 @@ async def test_index_names_the_crossed_of_both_sides_in_pages_those_furthest_bey
     for account_id in (1, 2, 3):
         view = await engine.accounts.read(account_id)
         always = {BTC: Trigger(BTC, TriggerSide.FLOOR, math.inf)}
-        assert await engine.accounts.anchor(account_id, view.version, always)
+        assert await engine.accounts.anchor(Anchor(account_id, view.version, always))
     everyone = (3, 2, 1, 6, 5)
     for limit in range(1, 7):
         pages = [(await engine.accounts.crossed(0, limit, start)).by_symbol for start in range(0, 10, limit)]
@@ -316,7 +316,7 @@ async def test_account_that_the_index_could_miss_is_counted_once_logged_and_anch
     assert not store.exists(CEILINGS)
     (line,) = [line for line in log if line["message"] == "liquidation_missed"]
     assert (line["account_id"], line["version"]) == (2, store.hget("versions", "2"))
-    assert (line["balance"], line["positions"]) == ("14500", {BTC: ["1", "50000"]})
+    assert (line["balance"], line["positions"]) == ("14500", {BTC: ["1", "50000", "0"]})
     assert line["marks"] == {BTC: ["50000", int(store.hget("mark_stamps", BTC))]}
     for _ in range(2):
         assert (await engine.scans.scan()).missed == []

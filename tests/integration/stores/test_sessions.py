@@ -68,7 +68,7 @@ def database_of_another(postgres_server: EmbeddedPostgres) -> Iterator[Settings]
 def test_role_that_does_not_own_the_database_migrates_and_leaves_it_as_it_is(
     database_of_another: Settings, postgres_server: EmbeddedPostgres
 ) -> None:
-    assert migrate_schema.migrate(database_of_another) == "0003"
+    assert migrate_schema.migrate(database_of_another) == "0006"
     with admin(postgres_server, MIGRATED) as connection:
         assert connection.execute("show lock_timeout").fetchone() == ("0",)
 

@@ -111,7 +111,7 @@ async def test_what_the_fund_lacks_is_raised_by_deleveraging(engine: Engine, que
     assert 0 <= float(age) < 60
     assert set(detail.pop("market")["marks"]) == {BTC}
     assert detail == {
-        "rules": 1,
+        "rules": 2,
         "equity": "70000",
         "maintenance_margin": "3000",
         "equity_after": "66000",

@@ -131,6 +131,47 @@ def test_ledger_of_an_event_must_balance_and_be_what_it_did(ledger: list[list[An
     assert what(Head.unopened(1), with_body(first, ledger=ledger)) == expected
 
 
+PAID = {"symbol": "BTC-PERP", "quantity": "0.1", "index": "5", "amount": "-0.5"}
+FUNDED = [["cash", "0.5"], ["external", "-1"], ["funding", "0.5"]]
+
+
+def holder() -> tuple[Head, Link]:
+    """Somebody with 0.1 that has paid no funding, and a deposit of 1 after it."""
+    first, second = links(2)
+    head = head_after([first])
+    held = dataclasses.replace(
+        head.account, positions={"BTC-PERP": Position("BTC-PERP", Decimal("0.1"), Decimal(5000))}
+    )
+    return dataclasses.replace(head, account=held), second
+
+
+def test_funding_that_was_due_is_followed() -> None:
+    head, link = holder()
+    positions = {"BTC-PERP": {**BTC, "entry_funding": "0.5"}}
+    after = follow(head, with_body(link, balance="1.5", positions=positions, ledger=FUNDED, funding=[PAID]))
+    assert isinstance(after, Head)
+    assert after.account.positions["BTC-PERP"].entry_funding == Decimal("0.5")
+
+
+@pytest.mark.parametrize(
+    ("funding", "expected"),
+    [
+        ([{**PAID, "amount": "-0.4"}], "the funding of BTC-PERP in event 2 is not what was due"),
+        ([{**PAID, "index": "6"}], "the funding of BTC-PERP in event 2 is not what was due"),
+        ([{**PAID, "quantity": "0.2"}], "event 2 settles funding of BTC-PERP that is not held"),
+        ([{**PAID, "symbol": "ETH-PERP"}], "event 2 settles funding of ETH-PERP that is not held"),
+        ([PAID, PAID], "event 2 settles funding of BTC-PERP that is not held"),
+        ([], "the funding in the ledger of event 2 is not what its positions received and paid"),
+        ([{"symbol": "BTC-PERP"}], "event 2 cannot be read"),
+        ([{**PAID, "amount": -0.5}], "event 2 cannot be read"),
+        ("BTC-PERP", "event 2 cannot be read"),
+    ],
+)
+def test_funding_must_be_what_the_positions_before_it_owe(funding: Any, expected: str) -> None:
+    head, link = holder()
+    assert what(head, with_body(link, balance="1.5", ledger=FUNDED, funding=funding)) == expected
+
+
 @pytest.mark.parametrize("body", [None, [], 7, "text", {}])
 def test_body_that_is_no_event_is_a_mismatch_and_no_failure(body: object) -> None:
     (first,) = links(1)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from margin.domain.instrument import DEFAULT_TIERS, Instrument, Tier, default_instrument
+from margin.domain.instrument import DEFAULT_TIERS, Instrument, InstrumentStatus, Tier, default_instrument
 from tests.unit.domain.books import BTC, TWO_TIERS
 
 
@@ -87,12 +87,40 @@ def test_unsound_tiers_are_refused(tiers: tuple[Tier, ...], message: str) -> Non
     ("terms", "message"),
     [
         ({"symbol": ""}, "has a symbol"),
-        ({"taker_fee": Decimal(-1)}, "taker fee"),
-        ({"taker_fee": Decimal(1)}, "taker fee"),
-        ({"price_band": Decimal(0)}, "price band"),
-        ({"price_band": Decimal("1.1")}, "price band"),
-        ({"lot_size": Decimal(0)}, "lot_size"),
-        ({"lot_size": Decimal("1e-9")}, "lot_size"),
+        ({"taker_fee": Decimal(-1)}, "taker_fee"),
+        ({"taker_fee": Decimal(1)}, "taker_fee"),
+        ({"taker_fee": Decimal("1e-9")}, "taker_fee"),
+        ({"maker_fee": Decimal(1)}, "maker_fee"),
+        ({"maker_fee": Decimal("1e-9")}, "maker_fee"),
+        ({"maker_fee": Decimal("-1e-8")}, "at least -taker_fee"),
+        ({"taker_fee": Decimal("0.0005"), "maker_fee": Decimal("-0.00050001")}, "at least -taker_fee"),
+        ({"liquidation_fee_cap": Decimal("-1e-8")}, "liquidation_fee_cap"),
+        ({"liquidation_fee_cap": Decimal("0.1")}, "liquidation_fee_cap"),
+        ({"price_band": Decimal(0)}, "price_band"),
+        ({"price_band": Decimal("1.1")}, "price_band"),
+        ({"price_band": Decimal("0.100000001")}, "price_band"),
+        *(
+            ({name: Decimal(value)}, name)
+            for name in ("tick_size", "lot_size", "min_quantity", "max_quantity", "position_limit")
+            for value in ("0", "-1", "1e-9", "1e12", "NaN")
+        ),
+        ({"lot_size": Decimal(2), "max_quantity": Decimal(1)}, "max_quantity must be at least 2,"),
+        ({"min_quantity": Decimal(2), "max_quantity": Decimal(1)}, "max_quantity must be at least 2,"),
+        (
+            {"lot_size": Decimal(2), "min_quantity": Decimal(3), "max_quantity": Decimal("3.5")},
+            "max_quantity must be at least 4,",
+        ),
+        ({"lot_size": Decimal(2), "position_limit": Decimal(1)}, "position_limit must be at least 2,"),
+        ({"min_quantity": Decimal(2), "position_limit": Decimal(1)}, "position_limit must be at least"),
+        ({"mark_jump_max": Decimal(0)}, "mark_jump_max"),
+        ({"mark_jump_max": Decimal("-0.1")}, "mark_jump_max"),
+        ({"mark_jump_max": Decimal("1e-9")}, "mark_jump_max"),
+        ({"mark_jump_max": Decimal("1e12")}, "mark_jump_max"),
+        ({"funding_rate_cap": Decimal(0)}, "funding_rate_cap"),
+        ({"funding_rate_cap": Decimal("1.00000001")}, "funding_rate_cap"),
+        ({"funding_rate_cap": Decimal("1e-9")}, "funding_rate_cap"),
+        ({"status": "active"}, "status is one of"),
+        ({"status": None}, "status is one of"),
         ({"mark_max_age_s": 0}, "mark_max_age_s"),
         ({"mark_max_age_s": 30.5}, "mark_max_age_s"),
         # They equal whole numbers, and would be another text in the record of a liquidation, and another hash.
@@ -111,3 +139,33 @@ def test_unsound_terms_are_refused(terms: dict[str, Any], message: str) -> None:
 
 def test_initial_rate_of_the_whole_notional_is_the_highest_accepted() -> None:
     assert Instrument(BTC, (tier(None, "1", "0.5"),)).initial_margin(Decimal(7)) == 7
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"taker_fee": "0.0005", "maker_fee": "-0.0005"},
+        {"taker_fee": "0", "maker_fee": "0.99999999"},
+        {"liquidation_fee_cap": "0.09999999"},
+        {"price_band": "1"},
+        {"tick_size": "999999999999.99999999"},
+        {"lot_size": "2", "min_quantity": "1", "max_quantity": "2", "position_limit": "2"},
+        {"mark_jump_max": "0.00000001"},
+        {"mark_jump_max": "5"},
+        {"funding_rate_cap": "0.00000001"},
+        {"funding_rate_cap": "1"},
+    ],
+)
+def test_terms_at_the_edge_of_what_is_sound_are_accepted(terms: dict[str, str]) -> None:
+    instrument = Instrument(BTC, **{name: Decimal(value) for name, value in terms.items()})  # type: ignore[arg-type]
+    assert {name: getattr(instrument, name) for name in terms} == {
+        name: Decimal(value) for name, value in terms.items()
+    }
+
+
+def test_symbol_never_configured_has_no_limits_and_trades() -> None:
+    instrument = default_instrument(BTC)
+    assert (instrument.max_quantity, instrument.position_limit, instrument.mark_max_age_s) == (None, None, None)
+    assert (instrument.mark_jump_max, instrument.funding_rate_cap) == (None, 1)
+    assert (instrument.tick_size, instrument.lot_size, instrument.min_quantity) == (Decimal("1e-8"),) * 3
+    assert (instrument.maker_fee, instrument.liquidation_fee_cap, instrument.status) == (0, 0, InstrumentStatus.ACTIVE)

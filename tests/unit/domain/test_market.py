@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -53,6 +54,15 @@ def test_mark_without_age_limit_is_never_stale() -> None:
 def test_mark_that_was_put_back_from_history_is_stale_whatever_the_instrument_allows(age_max_s: int | None) -> None:
     marks = {BTC: Mark(Decimal(50000), RESTORED_STAMP_US)}
     assert Market(marks, {BTC: Instrument(BTC, mark_max_age_s=age_max_s)}, NOW_US).is_stale(BTC)
+
+
+def test_mark_beside_which_a_price_waits_is_stale_however_young_it_is_and_says_why() -> None:
+    found = Market({BTC: Mark(Decimal(50000), NOW_US), ETH: Mark(Decimal(3000), NOW_US)}, {}, NOW_US)
+    doubtful = replace(found, waiting={BTC: Decimal(5000)})
+    assert (doubtful.is_stale(BTC), doubtful.is_stale(ETH), doubtful.are_fresh([ETH])) == (True, False, True)
+    assert not doubtful.are_fresh([BTC, ETH])
+    assert doubtful.why_stale(BTC).startswith("The mark price of BTC-PERP is in doubt: a price far from it waits")
+    assert doubtful.why_stale(ETH) == "The mark price of ETH-PERP is stale"
 
 
 @pytest.mark.parametrize("price", ["0", "-1", "NaN", "Infinity"])

@@ -9,7 +9,7 @@ from tests.unit.domain.books import BTC, ETH, position
 
 
 def fill(held: Position | None, side: Side, quantity: str, price: str) -> Fill:
-    return apply_fill(held, BTC, side, Decimal(quantity), Decimal(price))
+    return apply_fill(held, BTC, side, Decimal(quantity), Decimal(price), funding_index=Decimal(0))
 
 
 def test_sides_have_signs() -> None:

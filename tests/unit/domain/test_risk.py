@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -104,6 +105,7 @@ def test_positions_are_described_sorted_by_symbol() -> None:
             mark_price=Decimal(51000),
             notional=Decimal(51000),
             unrealised_pnl=Decimal(1000),
+            pending_funding=Decimal(0),
             maintenance_margin=Decimal(5100),
             # 20000 + 1000 - 2900 + p - 50000 = 0.1 p
             liquidation_price=Decimal("35444.44444445"),
@@ -115,6 +117,7 @@ def test_positions_are_described_sorted_by_symbol() -> None:
             mark_price=Decimal(2900),
             notional=Decimal(29000),
             unrealised_pnl=Decimal(1000),
+            pending_funding=Decimal(0),
             maintenance_margin=Decimal(2900),
             # 20000 + 1000 - 5100 + 30000 - 10 p = p
             liquidation_price=Decimal("4172.72727272"),
@@ -178,6 +181,26 @@ def test_stale_mark_is_moved_by_the_band_in_the_accounts_favour(
     favoured = liquidation_assessment(held, stale)
     assert (favoured.equity, favoured.maintenance_margin) == (Decimal(equity), Decimal(maintenance_margin))
     assert assess(held, stale).equity == 5000
+
+
+@pytest.mark.parametrize(
+    ("quantity", "waiting", "equity"),
+    [
+        ("1", "70000", "25000"),
+        ("1", "59999", "15000"),
+        ("1", "1", "15000"),
+        ("-1", "30000", "25000"),
+        ("-1", "40001", "15000"),
+        ("-1", "90000", "15000"),
+    ],
+)
+def test_mark_in_doubt_is_moved_in_the_accounts_favour_as_far_as_the_price_that_waits(
+    quantity: str, waiting: str, equity: str
+) -> None:
+    held = account("5000", position(BTC, quantity, "50000"))
+    doubtful = replace(market("50000"), waiting={BTC: Decimal(waiting)})
+    assert liquidation_assessment(held, doubtful).equity == Decimal(equity)
+    assert assess(held, doubtful).equity == 5000
 
 
 def test_fresh_mark_is_not_moved() -> None:

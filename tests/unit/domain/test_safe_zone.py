@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import math
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 
+from margin.domain.funding import Funding
 from margin.domain.instrument import Instrument
 from margin.domain.safe_zone import Trigger, TriggerSide, covers, triggers
 from tests.unit.domain.books import BTC, ETH, TWO_TIERS, account, market, position
@@ -57,9 +60,9 @@ def test_tiers_take_the_slope_that_hurts_most(quantity: str, score: float) -> No
 
 
 @pytest.mark.parametrize(
-    ("balance", "score"), [("50000", -math.inf), ("49999.99999999", above(Fraction(1, 9 * 10**7)))]
+    ("balance", "score"), [("50000", 0.0), ("59000", -10000.0), ("49999.99999999", above(Fraction(1, 9 * 10**7)))]
 )
-def test_floor_that_no_price_reaches_is_minus_infinity(balance: str, score: float) -> None:
+def test_floor_that_no_price_reaches_is_kept_as_funding_may_move_it_to_one(balance: str, score: float) -> None:
     assert triggers(account(balance, position(BTC, "1", "50000")), market("50000"))[BTC].score == score
 
 
@@ -89,6 +92,7 @@ def test_missing_or_stale_mark_makes_every_trigger_crossed_at_any_price() -> Non
     assert triggers(held, market("50000")) == always_crossed()
     assert triggers(held, market("50000", "3000", limited, btc_age_s=31)) == always_crossed()
     assert triggers(held, market("50000", "3000", limited, btc_age_s=30)) != always_crossed()
+    assert triggers(held, replace(market("50000", "3000"), waiting={BTC: Decimal(1)})) == always_crossed()
 
 
 def test_account_without_positions_has_no_triggers() -> None:
@@ -132,6 +136,10 @@ def ceiling(score: float, symbol: str = ETH) -> dict[str, Trigger]:
         ("10000", floor(-math.inf), False),
         ("49999.99999999", floor(-math.inf), False),
         ("50000", floor(-math.inf), True),
+        ("50000", floor(0.0), True),
+        # Funding may cost 9999.99 before a price of 0 matters: 0.9 * -11111.1 - 50000 + 60000 > 0.
+        ("60000", floor(-11111.1), True),
+        ("60000", floor(-11111.2), False),
         ("10000", {}, False),
         ("10000", ceiling(60000.0, BTC), False),
         ("10000", ceiling(-math.inf, BTC), False),
@@ -166,6 +174,12 @@ def test_tier_at_the_trigger_is_what_counts() -> None:
     held, tiered = account("6000", position(ETH, "-1", "10000")), Instrument(ETH, TWO_TIERS)
     assert covers(held, market(None, None, tiered), ceiling(15000.0))
     assert not covers(held, market(None, None, tiered), ceiling(15000.1))
+
+
+def test_floor_that_funding_cannot_move_covers_nobody_once_there_is_funding() -> None:
+    held, never = account("50000", position(BTC, "1", "50000")), floor(-math.inf)
+    assert covers(held, market(), never)
+    assert not covers(held, dataclasses.replace(market(), funding={BTC: Funding(n=1)}), never)
 
 
 def test_account_without_positions_is_covered_by_nothing() -> None:

@@ -29,6 +29,12 @@ def test_moved_mark_is_fresh_and_the_others_are_as_they_were() -> None:
     assert (after.instruments, after.now_us) == (before.instruments, before.now_us)
 
 
+def test_moved_mark_is_not_in_doubt_and_the_others_are_as_they_were() -> None:
+    before = replace(market("50000", "2500"), waiting={BTC: Decimal(1), ETH: Decimal(2)})
+    after = moved_market(before, {BTC: Decimal("-0.3")})
+    assert (after.is_stale(BTC), after.is_stale(ETH), after.waiting) == (False, True, {ETH: 2})
+
+
 def test_moved_mark_has_no_more_decimals_than_a_mark_and_is_never_0() -> None:
     least = market("0.00000001")
     assert moved_market(least, {BTC: Decimal("-0.99")}).mark_price(BTC) == Decimal("0.00000001")

@@ -89,7 +89,7 @@ class Recorder:
         price = Decimal(bankrupt["bankruptcy_price"])
         held = self.accounts[account_id].positions[bankrupt["symbol"]]
         side = Side.BUY if held.quantity < 0 else Side.SELL
-        fill = apply_fill(held, held.symbol, side, Decimal(quantity), price)
+        fill = apply_fill(held, held.symbol, side, Decimal(quantity), price, funding_index=Decimal(0))
         closed = held.quantity - (fill.position.quantity if fill.position else 0)
         detail = {
             "positions": [{"symbol": held.symbol, "quantity": plain(closed), "price": plain(price)}],

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from margin.domain.instrument import Instrument
+from margin.domain.mark_jump import MarkCandidate
 from margin.errors import FutureTimestampError, OlderMarkPriceError
 from margin.observability import MetricName, counted
+from margin.ports import SetAside
+from margin.services.mark_list import MarkList
 from tests.actions import BTC, ETH, buy, deposit, mark, sell
 from tests.fakes import Exchange
 
@@ -102,3 +106,63 @@ async def test_refused_call_evaluates_nobody_and_counts_no_price(exchange: Excha
     assert exchange.faults.calls["accounts.read"] == reads
     assert counted(MetricName.MARK_PRICES) == prices
     assert {symbol: found.price for symbol, found in exchange.redis.marks.items()} == START
+
+
+async def test_price_that_is_set_aside_evaluates_nobody_and_is_counted_and_logged_as_such(
+    exchange: Exchange, caplog: pytest.LogCaptureFixture
+) -> None:
+    exchange.redis.instruments[BTC] = Instrument(BTC, mark_jump_max=Decimal("0.1"), version=1)
+    await exchange.marks.set_marks(START)
+    for account_id, symbol in ((1, BTC), (2, ETH)):
+        await _hold(exchange, account_id, "13900", symbol)
+    names = (MetricName.MARK_PRICES, MetricName.MARK_PRICES_SET_ASIDE)
+    before = [counted(name) for name in names]
+    outcome = await exchange.marks.set_marks(FALLEN, sources={BTC: "index-1"})
+    assert [counted(name) - count for name, count in zip(names, before, strict=True)] == [1, 1]
+    assert (outcome.at_risk_by_symbol, outcome.liquidated) == ({BTC: 0, ETH: 1}, (2,))
+    assert outcome.set_aside == {BTC: SetAside(Decimal(50000), Decimal("0.1"))}
+    (line,) = [record for record in caplog.records if record.msg == "mark_price_set_aside"]
+    told = {name: getattr(line, name) for name in ("symbol", "price", "mark_price", "jump_max", "source")}
+    assert told == {"symbol": BTC, "price": "39000", "mark_price": "50000", "jump_max": "0.1", "source": "index-1"}
+
+
+async def test_price_that_confirms_another_evaluates_whom_both_cross(exchange: Exchange) -> None:
+    exchange.redis.instruments[BTC] = Instrument(BTC, mark_jump_max=Decimal("0.1"), version=1)
+    await _at(exchange, {BTC: Decimal(50000)}, 0)
+    await _hold(exchange, 1, "13900", BTC)
+    assert (await _at(exchange, {BTC: Decimal(39000)}, 1)).liquidated == ()
+    assert (await _at(exchange, {BTC: Decimal(39000)}, 1)).liquidated == ()
+    assert (await _at(exchange, {BTC: Decimal(39500)}, 2)).liquidated == (1,)
+
+
+async def test_price_that_moves_the_mark_to_another_is_counted_as_set_aside_and_as_stored(
+    exchange: Exchange,
+) -> None:
+    exchange.redis.instruments[BTC] = Instrument(BTC, mark_jump_max=Decimal("0.1"), version=1)
+    await _at(exchange, {BTC: Decimal(50000)}, 0)
+    await _hold(exchange, 1, "13900", BTC)
+    await _at(exchange, {BTC: Decimal(39000)}, 1)
+    names = (MetricName.MARK_PRICES, MetricName.MARK_PRICES_SET_ASIDE)
+    before = [counted(name) for name in names]
+    outcome = await _at(exchange, {BTC: Decimal(30000)}, 2)
+    assert [counted(name) - count for name, count in zip(names, before, strict=True)] == [1, 1]
+    assert outcome.set_aside == {BTC: SetAside(Decimal(39000), Decimal("0.1"), moved_mark=True)}
+    # Nobody is closed at a mark that is in doubt.
+    assert (outcome.at_risk, outcome.liquidated) == (1, ())
+    assert (await _at(exchange, {BTC: Decimal(30000)}, 3)).liquidated == (1,)
+
+
+async def test_prices_are_listed_by_symbol_with_ages_and_what_waits(exchange: Exchange) -> None:
+    exchange.redis.instruments[BTC] = Instrument(BTC, mark_jump_max=Decimal("0.1"), mark_max_age_s=5, version=1)
+    await _at(exchange, dict(reversed(START.items())), -2)
+    await _at(exchange, {BTC: Decimal(1)}, 0)
+    listed = await exchange.mark_list.mark_prices()
+    assert [(found.symbol, found.age_s, found.is_stale, found.age_max_s) for found in listed.marks] == [
+        (BTC, 2, True, 5),
+        (ETH, 2, False, None),
+    ]
+    candidate = MarkCandidate(Decimal(1), exchange.clock.now_us)
+    assert [found.waiting for found in listed.marks] == [candidate, None]
+    assert listed.as_of_us == exchange.clock.now_us
+    assert await exchange.mark_list.mark_prices(symbol=ETH) == MarkList(listed.as_of_us, listed.marks[1:])
+    assert (await exchange.mark_list.mark_prices(symbol="SOL-PERP")).marks == ()

@@ -18,7 +18,7 @@ from margin.errors import (
     StateNotLoadedError,
 )
 from margin.observability import MetricName, counted
-from margin.services import marks
+from margin.services import crossed
 from margin.services.liquidation import Verdict
 from tests.actions import BTC, ETH, buy, deposit, mark, sell
 from tests.fakes import Exchange
@@ -180,7 +180,7 @@ async def test_liquidation_names_every_mark_and_instrument_that_it_was_decided_o
     await mark(exchange, "39000")
     commit = exchange.redis.commits[-1]
     assert commit.marks == {BTC: 39000, ETH: 2000}
-    assert commit.instrument_versions == {BTC: 0, ETH: 0}
+    assert commit.instrument_versions == {BTC: "0", ETH: "0"}
     assert commit.event.key == f"~liquidation:{commit.expected_version}"
 
 
@@ -312,7 +312,7 @@ async def test_account_whose_symbol_has_no_mark_is_undecided_at_once(exchange: E
 async def _crossed_with_a_slow_history(exchange: Exchange, accounts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Open positions that a price of 39000 crosses, and make each liquidation take longer than a call may."""
     await _longs(exchange, *["14000"] * accounts)
-    monkeypatch.setattr(marks, "EVALUATION_BUDGET_S", 0.1)
+    monkeypatch.setattr(crossed, "EVALUATION_BUDGET_S", 0.1)
     exchange.faults.call("history.append.before", lambda: asyncio.sleep(0.12), times=accounts)
 
 
@@ -351,7 +351,7 @@ async def test_accounts_that_an_outage_leaves_are_queued() -> None:
 
 
 def test_time_of_a_mark_prices_call_leaves_room_for_its_last_evaluations() -> None:
-    assert marks.EVALUATION_BUDGET_S <= 2
+    assert crossed.EVALUATION_BUDGET_S <= 2
 
 
 async def test_accounts_beyond_those_evaluated_at_once_are_queued() -> None:

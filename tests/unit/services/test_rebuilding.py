@@ -417,7 +417,11 @@ async def test_account_whose_events_history_refuses_is_kept_as_it_is(rebuild: bo
         exchange.redis.run_id = "run-2"
         report = await exchange.opening.open()
     assert (report.complete, report.opened, report.kept) == (True, [0, 1], 1)
-    assert exchange.redis.accounts[1] == kept
+    now = exchange.redis.accounts[1]
+    assert (now.account, now.version, now.chain_hash) == (kept.account, kept.version, kept.chain_hash)
+    # Where all others are anchored anew, any price brings it to evaluation.
+    assert [trigger.is_always_crossed for trigger in now.triggers.values()] == [rebuild] * len(kept.triggers)
+    assert kept.triggers
     assert [event.event_id for event in exchange.redis.pending[1]] == [int(kept.version.split(":")[1])]
     assert (1, "bad") in exchange.redis.keys
     exchange.history_store.rejected_keys.clear()
@@ -431,6 +435,19 @@ async def test_new_account_whose_first_event_history_refuses_is_kept_by_a_rebuil
     report = await exchange.rebuilding.rebuild()
     assert (report.kept, report.dropped) == (1, 0)
     assert exchange.redis.accounts[90].account.balance == 1
+
+
+async def test_account_with_a_position_that_history_has_lost_and_cannot_take_back_is_crossed_by_a_rebuild() -> None:
+    """Rules and funding are those of history now, and its triggers may be of others."""
+    exchange = await _used()
+    await _blocked(exchange, 90)
+    redis = exchange.redis
+    held = redis.accounts[1].account.positions
+    redis.accounts[90].account = dataclasses.replace(redis.accounts[90].account, positions=held)
+    redis.accounts[90].triggers = dict(redis.accounts[1].triggers)
+    assert redis.accounts[90].triggers
+    assert (await exchange.rebuilding.rebuild()).kept == 1
+    assert all(trigger.is_always_crossed for trigger in redis.accounts[90].triggers.values())
 
 
 async def test_account_with_blocked_events_is_not_rebuilt_and_its_hold_ends() -> None:

@@ -183,7 +183,7 @@ async def test_liquidation_by_rules_that_are_not_known_is_not_judged(exchange: E
     await buy(exchange, 1, "1", "50000")
     await mark(exchange, "39000")
     chain = exchange.history_store.chains[1]
-    for rules in (None, 2):
+    for rules in (None, 99):
         body = {**chain[-1].body, "detail": {**chain[-1].body["detail"], "rules": rules, "equity_after": "1"}}
         chain[-1] = dataclasses.replace(chain[-1], hash=digest(canonical(body)), body=body)
         found = (await ReconcileService(*_audits(exchange)).reconcile()).differences

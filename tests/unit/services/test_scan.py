@@ -335,7 +335,7 @@ async def test_account_that_the_index_could_miss_is_counted_logged_and_anchored_
     assert exchange.redis.accounts[2].triggers == sound
     (line,) = [line for line in log if line["message"] == "liquidation_missed"]
     assert (line["level"], line["account_id"], line["version"]) == ("ERROR", 2, exchange.redis.accounts[2].version)
-    assert (line["balance"], line["positions"]) == ("14500", {BTC: ["1", "50000"]})
+    assert (line["balance"], line["positions"]) == ("14500", {BTC: ["1", "50000", "0"]})
     assert line["triggers"] == ({} if wrong is None else {BTC: [wrong.side, repr(wrong.score)]})
     assert line["marks"] == {BTC: ["50000", exchange.redis.marks[BTC].stamp_us]}
     assert line["instruments"] == {BTC: 0}
@@ -375,6 +375,17 @@ async def test_miss_is_evaluated_though_time_is_up(exchange: Exchange) -> None:
     answers = iter([True, False])
     report = await exchange.scans.scan(keep_going=lambda: next(answers))
     assert (report.complete, report.missed, report.liquidated) == (False, [2], [2])
+
+
+async def test_floor_of_an_early_release_that_funding_cannot_move_is_anchored_anew_and_no_miss(
+    exchange: Exchange,
+) -> None:
+    await _longs(exchange, "100000")
+    hot = exchange.redis.accounts[1]
+    sound = dict(hot.triggers)
+    hot.triggers = {BTC: dataclasses.replace(sound[BTC], score=-math.inf)}
+    assert (await exchange.scans.scan()).missed == []
+    assert hot.triggers == sound
 
 
 async def test_missing_trigger_is_found_although_another_is_crossed(exchange: Exchange) -> None:

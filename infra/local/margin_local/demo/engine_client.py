@@ -71,6 +71,12 @@ class EngineClient:
         self._path = parts.path.rstrip("/")
         self._local = threading.local()
 
+    def close(self) -> None:
+        """Close the connection of this thread; the next request opens another."""
+        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+
     def check_health(self) -> None:
         """Ask whether the engine can work.
 
@@ -101,6 +107,19 @@ class EngineClient:
             return self.set_mark_price(symbol, price)
         body = {"prices": [{"symbol": symbol, "price": price} for symbol, price in prices.items()]}
         return self._send("POST", "/mark-prices", body)
+
+    def set_instrument(self, symbol: str, rules: Mapping[str, object]) -> Answer:
+        """Give a symbol rules; the same ones again do no harm."""
+        return self._send_until_available("PUT", f"/instruments/{symbol}", rules)
+
+    def instrument(self, symbol: str) -> dict[str, Any]:
+        """Rules of a symbol, as GET /instruments answers them.
+
+        Raises
+        ------
+        EngineError
+        """
+        return self._require(self._send_until_available("GET", f"/instruments/{symbol}")).body
 
     def account(self, account_id: int) -> dict[str, Any]:
         """Balance and open positions of an account, as GET /positions answers them.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Summary", "ledger_totals", "render", "table"]
 
 FAILURES_SHOWN_MAX: Final = 10
-LEDGER_ACCOUNTS: Final = ("external", "cash", "house_pnl", "fees", "insurance", "uncovered", "rounding")
+LEDGER_ACCOUNTS: Final = ("external", "cash", "house_pnl", "fees", "insurance", "funding", "uncovered", "rounding")
 
 _INDENT = "  "
 _WIDTH = 110

@@ -51,7 +51,9 @@ def judge_deleveraging(step: Step, liquidations: Mapping[int, RecordedEvent], ac
     held = step.before.positions.get(symbol)
     if held is None or held.quantity * quantity <= 0 or abs(quantity) > abs(held.quantity):
         return f"it closed {plain(quantity)} {symbol}, which is no part of what was held"
-    fill = apply_fill(held, symbol, Side.SELL if quantity > 0 else Side.BUY, abs(quantity), price)
+    fill = apply_fill(
+        held, symbol, Side.SELL if quantity > 0 else Side.BUY, abs(quantity), price, funding_index=Decimal(0)
+    )
     expected = step.before.with_position(symbol, fill.position).with_balance_change(fill.realised_pnl)
     if step.after != expected:
         return f"it did not leave what closing {plain(quantity)} {symbol} at {plain(price)} leaves"

@@ -1,5 +1,7 @@
 -- Stands before every script. KEYS[1] is the partition's marker: it fixes the slot, and the other keys are derived under its tag.
--- No script does arithmetic on money: amounts pass through as text, and only trigger scores and mark prices are compared, as doubles.
+-- No script does arithmetic on money: amounts pass through as text, and only trigger scores and mark prices are compared, as doubles. Of a
+-- symbol with funding the shift of its triggers is taken from the price first, rounded towards "check sooner".
+-- One computes with mark prices: set_marks measures how far a new one moves. That decides which price is believed, never an amount.
 local prefix = string.sub(KEYS[1], 1, -7)
 
 local function key(name)
@@ -25,15 +27,65 @@ local function text(value)
   return value or ''
 end
 
+-- The price of a symbol as the scores of one of its sets of triggers are to be compared with it. `funding` is kept as
+-- "n index shift-of-floors shift-of-ceilings" for liquidation, and the same two shifts for the warning.
+local function level_of(index, symbol, side, price)
+  local funding = redis.call('HGET', key('funding'), symbol)
+  if not funding then
+    return price
+  end
+  local floors, ceilings, warning_floors, warning_ceilings = string.match(funding, '^%S+ %S+ (%S+) (%S+) (%S+) (%S+)$')
+  if index == 'warnings' then
+    floors, ceilings = warning_floors, warning_ceilings
+  end
+  local shift = tonumber(side == 'floor' and floors or ceilings)
+  if shift == 0 then
+    return price
+  end
+  -- More than three roundings of doubles can come to.
+  local rounded = (math.abs(tonumber(price)) + math.abs(shift)) * 2 ^ -50
+  return string.format('%.17g', tonumber(price) - shift + (side == 'floor' and -rounded or rounded))
+end
+
 -- Whether a mark in force crosses a trigger. Scores are rounded towards "check sooner", so comparing doubles never misses.
-local function crosses(mark, side, score)
+local function crosses(index, symbol, side, score)
+  local mark = redis.call('HGET', key('mark_prices'), symbol)
   if not mark then
     return false
   end
+  local level = tonumber(level_of(index, symbol, side, mark))
   if side == 'floor' then
-    return tonumber(mark) <= score
+    return level <= score
   end
-  return tonumber(mark) >= score
+  return level >= score
+end
+
+-- Whether the rules of symbols, those in force and those staged, are still those that something was decided or anchored by.
+local function same_instruments(used)
+  for _, one in ipairs(used) do
+    local written, version = redis.call('HGET', key('instruments'), one[1]), '0'
+    if written then
+      local instrument = cjson.decode(written)
+      version = tostring(instrument.version)
+      if type(instrument.next) == 'table' then
+        version = version .. '>' .. tostring(instrument.next.version)
+      end
+    end
+    if version ~= one[2] then
+      return false
+    end
+  end
+  return true
+end
+
+-- Keeps how far a price of a symbol may move at once beside its rules: every price asks for it, and rules can be long.
+local function note_jump_max(symbol, rules)
+  local jump_max = rules ~= '' and cjson.decode(rules).mark_jump_max
+  if type(jump_max) == 'string' then
+    redis.call('HSET', key('mark_jump_max'), symbol, jump_max)
+  else
+    redis.call('HDEL', key('mark_jump_max'), symbol)
+  end
 end
 
 local function score_of(written)
@@ -49,11 +101,24 @@ end
 -- Accounts of which a price crosses a trigger, those that are crossed furthest first.
 local function crossed_in(index, symbol, price, named_max)
   local floors, ceilings = key(index .. ':' .. symbol .. ':floor'), key(index .. ':' .. symbol .. ':ceiling')
-  local named = redis.call('ZREVRANGEBYSCORE', floors, '+inf', price, 'LIMIT', 0, named_max)
-  for _, account_id in ipairs(redis.call('ZRANGEBYSCORE', ceilings, '-inf', price, 'LIMIT', 0, named_max - #named)) do
+  local low, high = level_of(index, symbol, 'floor', price), level_of(index, symbol, 'ceiling', price)
+  local named = redis.call('ZREVRANGEBYSCORE', floors, '+inf', low, 'LIMIT', 0, named_max)
+  for _, account_id in ipairs(redis.call('ZRANGEBYSCORE', ceilings, '-inf', high, 'LIMIT', 0, named_max - #named)) do
     named[#named + 1] = account_id
   end
   return named
+end
+
+-- How many accounts a price brings to evaluation.
+local function crossed_count(symbol, price)
+  local floors, ceilings = key('triggers:' .. symbol .. ':floor'), key('triggers:' .. symbol .. ':ceiling')
+  local low, high = level_of('triggers', symbol, 'floor', price), level_of('triggers', symbol, 'ceiling', price)
+  return redis.call('ZCOUNT', floors, low, '+inf') + redis.call('ZCOUNT', ceilings, '-inf', high)
+end
+
+-- How many of those who may have to be warned are named: what those left who are crossed, but not more than there is time for.
+local function to_warn_max(left)
+  return math.min(left, 200)
 end
 
 local function drop_from(index, account_id, symbol)
@@ -78,7 +143,7 @@ local function place(index, account_id, triggers)
       redis.call('ZADD', own, score, account_id)
     end
     redis.call('ZREM', other, account_id)
-    if crosses(redis.call('HGET', key('mark_prices'), symbol), side, score_of(score)) then
+    if crosses(index, symbol, side, score_of(score)) then
       crossed = true
     end
   end
@@ -115,8 +180,20 @@ local function write_position(account_id, position)
     drop_triggers(account_id, symbol)
   else
     redis.call('HSET', name, 'quantity', position[2], 'entry_price', position[3], 'entry_cost', position[4])
+    if position[5] == '0' then
+      redis.call('HDEL', name, 'entry_funding')
+    else
+      redis.call('HSET', name, 'entry_funding', position[5])
+    end
     redis.call('SADD', key('positions:' .. account_id), symbol)
   end
+end
+
+-- Quantity, entry cost and entry funding of a position as texts; empty where there is none.
+local function read_position(account_id, symbol)
+  local name = key('position:' .. account_id .. ':' .. symbol)
+  local fields = redis.call('HMGET', name, 'quantity', 'entry_cost', 'entry_funding')
+  return {symbol, text(fields[1]), text(fields[2]), fields[3] or '0'}
 end
 
 local function now_us()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ from margin.clients.instrument_json import parse_instrument
 from margin.domain.account import Account
 from margin.domain.decimals import plain
 from margin.domain.event import StoredEvent
+from margin.domain.funding import Funding, Shift
+from margin.domain.mark_jump import MarkCandidate
 from margin.domain.market import Mark, Market
 from margin.domain.position import Position
 from margin.domain.safe_zone import Trigger, TriggerSide
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from margin.domain.instrument import Instrument
-    from margin.ports import AccountLoad, Commit
+    from margin.ports import AccountLoad, Anchor, Commit
     from margin.ports.history import HistoryKey
 
 
@@ -33,25 +37,69 @@ def mark_of(price: str, stamp: str, kept_time: str | None) -> Mark:
     return Mark(Decimal(price), int(stamp), int(time) if time and of == stamp else None)
 
 
-def market_and_positions(rows: list[list[str]], now_us: int) -> tuple[Market, dict[str, Position]]:
-    """Read rows of symbol, quantity, entry cost, mark price, its stamp, kept time, instrument; empty where none is."""
+def candidate_of(kept: str, stamp: str | None) -> MarkCandidate | None:
+    """Read a price that waits to be confirmed; None where there is none, or it was held against another mark.
+
+    It stands behind the stamp of that mark and the moment at which it came.
+    """
+    if not kept:
+        return None
+    of, _, time, price, source = kept.split(":", 4)
+    return MarkCandidate(Decimal(price), int(time), source or None) if of == stamp else None
+
+
+def market_of(rows: list[list[Any]], now_us: int) -> Market:
+    """Read rows of symbol, mark, instrument and funding; empty where there is none.
+
+    Of a mark there are its price, its stamp, the time that is kept, and what waits to be confirmed.
+    """
     marks: dict[str, Mark] = {}
     instruments: dict[str, Instrument] = {}
-    positions: dict[str, Position] = {}
-    for symbol, quantity, entry_cost, price, stamp, time, instrument in rows:
-        if quantity:
-            positions[symbol] = Position(symbol, Decimal(quantity), Decimal(entry_cost))
+    staged: dict[str, Instrument] = {}
+    funding: dict[str, Funding] = {}
+    waiting: dict[str, Decimal] = {}
+    for symbol, (price, stamp, time, kept), instrument, paid in rows:
         if price:
             marks[symbol] = mark_of(price, stamp, time)
+            candidate = candidate_of(kept, stamp)
+            if candidate is not None:
+                waiting[symbol] = candidate.price
         if instrument:
-            instruments[symbol] = parse_instrument(instrument)
-    return Market(marks, instruments, now_us), positions
+            instruments[symbol], following = parse_instrument(instrument)
+            if following is not None:
+                staged[symbol] = following
+        if paid:
+            funding[symbol] = funding_of(paid)
+    return Market(marks, instruments, now_us, funding, staged, waiting)
+
+
+def positions_of(rows: list[list[str]]) -> dict[str, Position]:
+    """Read rows of symbol, quantity, entry cost and entry funding; those without a quantity are none."""
+    return {
+        symbol: Position(symbol, Decimal(quantity), Decimal(entry_cost), Decimal(entry_funding))
+        for symbol, quantity, entry_cost, entry_funding in rows
+        if quantity
+    }
+
+
+@functools.lru_cache(maxsize=2000)
+def funding_of(text: str) -> Funding:
+    """Read the funding of a symbol: n, index, and the shifts of floors and ceilings, of liquidation and the warning."""
+    n, index, *shifts = text.split(" ")
+    floor, ceiling, warning_floor, warning_ceiling = map(Decimal, shifts)
+    return Funding(int(n), Decimal(index), Shift(floor, ceiling), Shift(warning_floor, warning_ceiling))
+
+
+def funding_text(funding: Funding) -> str:
+    """Write the funding of a symbol."""
+    shifts = (funding.liquidation, funding.warning)
+    amounts = [funding.index, *(amount for shift in shifts for amount in (shift.floor, shift.ceiling))]
+    return " ".join([str(funding.n), *map(plain, amounts)])
 
 
 def account_row(account_id: str, balance: str, version: str, positions: list[list[str]]) -> AccountRow:
     """Read an account of a page."""
-    held = {symbol: Position(symbol, Decimal(quantity), Decimal(cost)) for symbol, quantity, cost in positions}
-    return AccountRow(version, Account(int(account_id), Decimal(balance), held))
+    return AccountRow(version, Account(int(account_id), Decimal(balance), positions_of(positions)))
 
 
 def trigger_of(symbol: str, floor: str, ceiling: str) -> Trigger | None:
@@ -68,7 +116,8 @@ def position_fields(symbol: str, account: Account) -> list[str]:
     position = account.positions.get(symbol)
     if position is None:
         return [symbol, ""]
-    return [symbol, plain(position.quantity), plain(position.entry_price), plain(position.entry_cost)]
+    amounts = (position.quantity, position.entry_price, position.entry_cost, position.entry_funding)
+    return [symbol, *map(plain, amounts)]
 
 
 def trigger_fields(triggers: Mapping[str, Trigger]) -> list[list[str]]:
@@ -97,11 +146,20 @@ def commit_fields(commit: Commit) -> dict[str, Any]:
         "triggers": trigger_fields(commit.triggers),
         "warnings": trigger_fields(commit.warnings),
         "warned": "1" if commit.warned else "",
-        "instruments": [[symbol, str(version)] for symbol, version in commit.instrument_versions.items()],
+        "instruments": [list(version) for version in commit.instrument_versions.items()],
+        "funding": [[symbol, str(n)] for symbol, n in commit.funding.items()],
         "controls": [list(control) for control in commit.controls.items()],
         "hold": commit.hold,
         "marks": [[symbol, plain(price)] for symbol, price in commit.marks.items()],
     }
+
+
+def anchor_fields(anchor: Anchor, epoch: int | None) -> tuple[str | int, ...]:
+    """Write the triggers of an account, as their script takes them; None stands for any epoch."""
+    used = [list(version) for version in anchor.instrument_versions.items()]
+    placed = json.dumps([trigger_fields(anchor.triggers), trigger_fields(anchor.warnings), used])
+    seen_in = "" if epoch is None else epoch
+    return anchor.account_id, anchor.version, placed, seen_in, "1" if anchor.warned else ""
 
 
 def load_fields(load: AccountLoad) -> dict[str, Any]:
@@ -121,6 +179,7 @@ def load_fields(load: AccountLoad) -> dict[str, Any]:
         "warnings": trigger_fields(load.warnings),
         "keys": [[key.key, key_record(key), str(ttl_ms(key.ttl_s))] for key in load.keys],
         "kept_keys": list(load.kept_keys),
+        "instruments": [list(version) for version in load.instrument_versions.items()],
     }
 
 

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 from margin.clients import keys
 from margin.clients.account_format import (
     account_row,
+    anchor_fields,
     commit_fields,
     entry_digest,
     key_record,
     load_fields,
-    market_and_positions,
+    market_of,
+    positions_of,
     remembered_key,
     stored_events,
     stored_result,
-    trigger_fields,
     trigger_of,
     ttl_ms,
 )
@@ -27,6 +28,7 @@ from margin.ports import (
     AccountLoad,
     AccountPage,
     AccountView,
+    Anchor,
     Commit,
     CommitReply,
     Committed,
@@ -77,6 +79,7 @@ _SWEEP = Script("sweep_accounts")
 _CROSSED = Script("crossed_accounts")
 _TO_WARN = Script("accounts_to_warn")
 _HOLD = Script("hold_account")
+_CROSS = Script("cross_account")
 _FORGET_KEYS = Script("forget_keys")
 
 
@@ -101,7 +104,8 @@ class AccountRedisClient(BaseRedisClient):
         """
         reply = await self.ask(_READ, self._partition(account_id), self.partitions, account_id, symbol, key)
         _, epoch, now_us, balance, version, chain_hash, rows, controls, record, pending, hold, warned = reply
-        market, positions = market_and_positions(rows, int(now_us))
+        market = market_of([row[1] for row in rows], int(now_us))
+        positions = positions_of([row[0] for row in rows])
         account = Account(account_id, Decimal(balance), positions) if version else None
         return AccountView(
             epoch=int(epoch),
@@ -134,30 +138,30 @@ class AccountRedisClient(BaseRedisClient):
             return Conflict(reply[1])
         return Committed(int(reply[1]), bool(reply[2]), stored_events(reply[3]))
 
-    async def anchor(
-        self,
-        account_id: int,
-        version: str,
-        triggers: Mapping[str, Trigger],
-        *,
-        warnings: Mapping[str, Trigger] | None = None,
-        warned: bool = False,
-        epoch: int | None = None,
-    ) -> bool | None:
+    async def anchor(self, anchor: Anchor, *, epoch: int | None = None) -> bool | None:
         """Replace the triggers of an account that was evaluated and found healthy, in ``epoch`` where one is given.
 
         Returns
         -------
         bool or None
-            Whether one of liquidation is crossed by the mark now in force; None when the account is no longer at
-            ``version``.
+            Whether one of liquidation is crossed by the mark now in force; None when the account is no longer at the
+            anchor's version, or the rules of its symbols are others than the anchor was made for.
         """
-        fields = json.dumps([trigger_fields(triggers), trigger_fields(warnings or {})])
-        seen_in = "" if epoch is None else epoch
-        marked = "1" if warned else ""
-        partition = self._partition(account_id)
-        reply = await self.run(_ANCHOR, partition, self.partitions, account_id, version, fields, seen_in, marked)
+        fields = anchor_fields(anchor, epoch)
+        reply = await self.run(_ANCHOR, self._partition(anchor.account_id), self.partitions, *fields)
         return None if reply[0] == "CONFLICT" else bool(reply[1])
+
+    async def anchor_all(self, partition: int, anchors: Sequence[Anchor], *, epoch: int) -> list[bool | None]:
+        """Do what `anchor` does for accounts of one partition, each by itself, in one round trip after the first.
+
+        Raises
+        ------
+        StateNotLoadedError, RedisUnavailableError
+        """
+        calls = [(self.partitions, *anchor_fields(anchor, epoch)) for anchor in anchors]
+        # One that is repeated finds another version, or puts the same triggers in place.
+        replies = await self.ask_each(_ANCHOR, partition, calls) if calls else []
+        return [None if reply[0] == "CONFLICT" else bool(reply[1]) for reply in replies]
 
     async def pending(self, account_ids: Sequence[int]) -> dict[int, tuple[StoredEvent, ...]]:
         """Events of accounts of one partition that history may not have yet, oldest first, at most 200 of each.
@@ -257,6 +261,18 @@ class AccountRedisClient(BaseRedisClient):
         where = (self.partitions, cursor, ACCOUNTS_PER_PAGE, symbol, str(side))
         return _sweep_page(await self.ask(_SWEEP, partition, *where))
 
+    async def scan_holders(self, partition: int, symbol: str, side: TriggerSide, cursor: str) -> SweepPage:
+        """Read some accounts that hold a symbol on one side; start and end with "0".
+
+        One can be seen twice; none is missed that held it all the while.
+
+        Raises
+        ------
+        StateNotLoadedError, RedisUnavailableError
+        """
+        where = (self.partitions, cursor, ACCOUNTS_PER_PAGE, symbol, str(side), "scan")
+        return _sweep_page(await self.ask(_SWEEP, partition, *where))
+
     async def to_warn(self, partition: int, limit: int) -> tuple[int, ...]:
         """Accounts of which a mark in force crosses a trigger of the warning, at most ``limit`` of each symbol.
 
@@ -336,7 +352,7 @@ class AccountRedisClient(BaseRedisClient):
         marker = keys.marker(self._partition(loads[0].row.account.account_id), self.partitions)
         # A loading that is repeated finds another version: it is CHANGED, or ends at the same state.
         async with redis_errors():
-            replies = await _LOAD.run_each(self.redis, marker, [json.dumps(load_fields(load)) for load in loads])
+            replies = await _LOAD.run_each(self.redis, marker, [[json.dumps(load_fields(load))] for load in loads])
         return [_LOADED[reply[0]] for reply in replies]
 
     async def restore_keys(self, load: AccountLoad, restored: Sequence[HistoryKey]) -> list[str] | None:
@@ -359,6 +375,12 @@ class AccountRedisClient(BaseRedisClient):
         marker = keys.marker(partition, self.partitions)
         reply = await self.twice(lambda redis: _DROP.run(redis, marker, account_id, guard))
         return _DROPPED[reply[0]]
+
+    async def cross(self, account_id: int, guard: str) -> bool:
+        """Let every price cross an account's triggers, so that it is evaluated; False without the guard in force."""
+        marker = keys.marker(self._partition(account_id), self.partitions)
+        reply = await self.twice(lambda redis: _CROSS.run(redis, marker, account_id, guard))
+        return bool(reply[0] == "OK")
 
     async def ids(self, partition: int, cursor: str) -> tuple[str, tuple[int, ...]]:
         """Ids of some accounts of a partition and the next cursor ("0" begins and ends), whatever the marker says."""
@@ -429,12 +451,17 @@ def _sweep_page(reply: list[Any]) -> SweepPage:
     _, next_cursor, rows, market, now_us = reply
     accounts = tuple(
         IndexedAccount(
-            account_row(account_id, balance, version, [held[:3] for held in positions]),
-            {held[0]: trigger for held in positions if (trigger := trigger_of(held[0], *held[3:5])) is not None},
-            {held[0]: trigger for held in positions if (trigger := trigger_of(held[0], *held[5:])) is not None},
+            account_row(account_id, balance, version, [held[0] for held in positions]),
+            _triggers(positions, 1),
+            _triggers(positions, 3),
             bool(warned),
         )
         for account_id, balance, version, positions, warned in rows
     )
-    marks, _ = market_and_positions([[symbol, "", "", *fields] for symbol, *fields in market], int(now_us))
-    return SweepPage(next_cursor, accounts, marks)
+    return SweepPage(next_cursor, accounts, market_of(market, int(now_us)))
+
+
+def _triggers(positions: list[Any], floor_at: int) -> dict[str, Trigger]:
+    """Read the triggers of one index: floor and ceiling stand beside each position."""
+    found = (trigger_of(held[0][0], *held[floor_at : floor_at + 2]) for held in positions)
+    return {trigger.symbol: trigger for trigger in found if trigger is not None}

@@ -12,11 +12,12 @@ for i = 3, #ARGV do
   local account_id = ARGV[i]
   local positions = {}
   for j, symbol in ipairs(redis.call('SMEMBERS', key('positions:' .. account_id))) do
-    local fields = redis.call('HMGET', key('position:' .. account_id .. ':' .. symbol), 'quantity', 'entry_cost')
+    local fields = read_position(account_id, symbol)
     positions[j] = {
       symbol,
-      text(fields[1]),
-      text(fields[2]),
+      fields[2],
+      fields[3],
+      fields[4],
       has_trigger(account_id, symbol, 'floor'),
       has_trigger(account_id, symbol, 'ceiling'),
     }

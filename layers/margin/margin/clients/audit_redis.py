@@ -101,7 +101,7 @@ def _hot_account(
     version: str,
     chain_hash: str,
     balance: str,
-    positions: list[tuple[str, str, str, int, int]],
+    positions: list[tuple[str, str, str, str, int, int]],
     pending: list[str],
     pending_count: int,
     waits: int,
@@ -117,9 +117,9 @@ def _hot_account(
     )
 
 
-def _hot_position(quantity: str, entry_cost: str, floor: int, ceiling: int) -> HotPosition:
+def _hot_position(quantity: str, entry_cost: str, entry_funding: str, floor: int, ceiling: int) -> HotPosition:
     sides = ((TriggerSide.FLOOR, floor), (TriggerSide.CEILING, ceiling))
-    return HotPosition(quantity, entry_cost, tuple(side for side, present in sides if present))
+    return HotPosition(quantity, entry_cost, entry_funding, tuple(side for side, present in sides if present))
 
 
 def _stored_event(entry: str) -> StoredEvent:

@@ -62,12 +62,12 @@ class Script:
         except exceptions.NoScriptError:
             return await redis.eval(self.source, 1, marker, *arguments)
 
-    async def run_each(self, redis: Redis, marker: str, arguments: Sequence[str]) -> list[Any]:
-        """Execute the script once for each argument, in one round trip after one that makes sure it is known."""
+    async def run_each(self, redis: Redis, marker: str, calls: Sequence[Sequence[str | int]]) -> list[Any]:
+        """Execute the script once for the arguments of each call, in one round trip after one that makes it known."""
         await redis.script_load(self.source)
         async with redis.pipeline(transaction=False) as pipeline:
-            for argument in arguments:
-                pipeline.evalsha(self.digest, 1, marker, argument)
+            for arguments in calls:
+                pipeline.evalsha(self.digest, 1, marker, *arguments)
             return await pipeline.execute()
 
 
@@ -133,6 +133,22 @@ class BaseRedisClient:
         if reply[0] == "NOT_LOADED":
             raise StateNotLoadedError(_NOT_LOADED.format(reason=reply[1]))
         return reply
+
+    async def ask_each(self, script: Script, partition: int, calls: Sequence[Sequence[str | int]]) -> list[Any]:
+        """Execute a script once for the arguments of each call, all in one round trip; each may run twice.
+
+        Raises
+        ------
+        StateNotLoadedError
+            As for `run`, if it is so for one of the calls.
+        RedisUnavailableError
+        """
+        marker = keys.marker(partition, self.partitions)
+        replies = await self.twice(lambda redis: script.run_each(redis, marker, calls))
+        for reply in replies:
+            if reply[0] == "NOT_LOADED":
+                raise StateNotLoadedError(_NOT_LOADED.format(reason=reply[1]))
+        return replies
 
     async def ask(self, script: Script, partition: int, *arguments: str | int) -> Any:
         """Execute a script that may run twice; see `twice`.

@@ -22,11 +22,12 @@ end
 if text(held_until) ~= commit.hold or text(redis.call('HGET', key('versions'), account_id)) ~= commit.expected_version then
   return {'CONFLICT', 'account'}
 end
-for _, used in ipairs(commit.instruments) do
-  local instrument = redis.call('HGET', key('instruments'), used[1])
-  local version = instrument and tostring(cjson.decode(instrument).version) or '0'
-  if version ~= used[2] then
-    return {'CONFLICT', 'instrument'}
+if not same_instruments(commit.instruments) then
+  return {'CONFLICT', 'instrument'}
+end
+for _, used in ipairs(commit.funding) do
+  if (string.match(text(redis.call('HGET', key('funding'), used[1])), '^%d+') or '0') ~= used[2] then
+    return {'CONFLICT', 'funding'}
   end
 end
 for _, used in ipairs(commit.controls) do

@@ -10,13 +10,15 @@ local marks = redis.call('HGETALL', key('mark_prices'))
 local crossed, oldest = {}, nil
 for i = 1, #marks, 2 do
   local floors, ceilings = key('triggers:' .. marks[i] .. ':floor'), key('triggers:' .. marks[i] .. ':ceiling')
-  local count = redis.call('ZCOUNT', floors, marks[i + 1], '+inf')
+  local low = level_of('triggers', marks[i], 'floor', marks[i + 1])
+  local high = level_of('triggers', marks[i], 'ceiling', marks[i + 1])
+  local count = redis.call('ZCOUNT', floors, low, '+inf')
   local named = {}
   if count > passed then
-    named = redis.call('ZREVRANGEBYSCORE', floors, '+inf', marks[i + 1], 'LIMIT', passed, named_max)
+    named = redis.call('ZREVRANGEBYSCORE', floors, '+inf', low, 'LIMIT', passed, named_max)
   end
   local rest = math.max(0, passed - count)
-  for _, account_id in ipairs(redis.call('ZRANGEBYSCORE', ceilings, '-inf', marks[i + 1], 'LIMIT', rest, named_max - #named)) do
+  for _, account_id in ipairs(redis.call('ZRANGEBYSCORE', ceilings, '-inf', high, 'LIMIT', rest, named_max - #named)) do
     named[#named + 1] = account_id
   end
   if #named > 0 then

@@ -9,6 +9,9 @@ if text(redis.call('HGET', key('versions'), account_id)) ~= load.expected_versio
   return {'CONFLICT', 'account'}
 end
 
+if not same_instruments(load.instruments) then
+  return {'CONFLICT', 'instrument'}
+end
 local list = key('pending:' .. account_id)
 local entries = redis.call('LRANGE', list, 0, -1)
 -- Who heals because of an event that does not wait any more comes late: another has healed, and what waits now is sound.

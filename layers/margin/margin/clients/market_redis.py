@@ -1,12 +1,14 @@
-"""Mark prices and instruments in Redis, the same in every partition."""
+"""Mark prices, those that wait to be confirmed, and instruments in Redis, the same in every partition."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from margin.clients import keys
-from margin.clients.account_format import mark_of
+from margin.clients.account_format import candidate_of, funding_of, mark_of
 from margin.clients.base_redis import BaseRedisClient, Script
 from margin.clients.instrument_json import parse_instrument
 from margin.domain.decimals import plain
@@ -14,40 +16,105 @@ from margin.domain.mark_time import AHEAD_MAX_US, OlderPrice, future_timestamp, 
 from margin.domain.market import Mark, Market
 from margin.domain.safe_zone import TriggerSide
 from margin.errors import LimitExceededError, OutcomeUnknownError, RedisRefusedError, RedisUnavailableError
-from margin.ports import MarkUpdate
+from margin.ports import MarkUpdate, SetAside
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from decimal import Decimal
+    from collections.abc import Mapping, Sequence
+
+    from margin.domain.mark_jump import MarkCandidate
 
 SYMBOLS_MAX = 1000
 
+_MARKET = ("mark_prices", "mark_stamps", "mark_times", "mark_sources", "mark_candidates", "instruments", "funding")
+
 _TRIGGERS_PER_PAGE = 200
+_MARKS = ("mark_prices", "mark_stamps", "mark_times", "mark_sources", "mark_candidates")
+"""Hashes by symbol. What the last three hold stands beside the stamp that it belongs to, and counts beside no other."""
 
 _SET_MARKS = Script("set_marks")
+_ALIGN_WAITING = Script("align_waiting")
 _SWEEP = Script("sweep_triggers")
 _RESTORE = Script("restore_marks")
+
+
+class _Placed(NamedTuple):
+    """A price as its script takes it, and what waits beside it.
+
+    "" stands for no source, for a stamp or time that partition 0 is to give, for nothing that waits, and for the price
+    of a mark that stays.
+    """
+
+    price: str
+    stamp: str
+    time: str
+    source: str
+    waiting: str
+
+
+class _Answer(NamedTuple):
+    """What a partition made of a price: the mark in force, and whom it crosses.
+
+    ``jump_max`` is "" but where the price that was sent was set aside.
+    """
+
+    symbol: str
+    placed: _Placed
+    mark_price: str
+    jump_max: str
+    crossings: tuple[int, list[str], list[str]]
+
+
+def _mark(price: str, stamp: str, kept_time: str | None, kept_source: str | None) -> Mark:
+    of, _, source = (kept_source or "").partition(":")
+    mark = mark_of(price, stamp, kept_time)
+    return dataclasses.replace(mark, source=source) if of == stamp else mark
 
 
 class MarketRedisClient(BaseRedisClient):
     """Market data operations."""
 
-    async def market(self) -> Market:
-        """All marks and instruments, as partition 0 holds them, at one moment."""
-        prices, stamps, times, instruments, (now_s, now_us) = await self.twice(self._read_market)
-        return Market(
-            {symbol: mark_of(price, stamps[symbol], times.get(symbol)) for symbol, price in prices.items()},
-            {symbol: parse_instrument(text) for symbol, text in instruments.items()},
+    async def market(self, partition: int = 0) -> Market:
+        """All marks and instruments, as a partition holds them at one moment."""
+        return (await self._read(partition))[0]
+
+    async def market_and_candidates(self) -> tuple[Market, dict[str, MarkCandidate]]:
+        """All marks and instruments of partition 0, and the prices that wait to be confirmed, at one moment."""
+        market, waiting, _ = await self._read(0)
+        return market, waiting
+
+    async def _read(self, partition: int) -> tuple[Market, dict[str, MarkCandidate], dict[str, str]]:
+        """Read the market, what waits beside its marks, and that as it is written."""
+        read = await self.twice(lambda redis: self._read_market(redis, partition))
+        prices, stamps, times, sources, candidates, instruments, funding, (now_s, now_us) = read
+        rules = {symbol: parse_instrument(text) for symbol, text in instruments.items()}
+        found = {symbol: candidate_of(text, stamps.get(symbol)) for symbol, text in candidates.items()}
+        waiting = {symbol: candidate for symbol, candidate in found.items() if candidate is not None}
+        market = Market(
+            {
+                symbol: _mark(price, stamps[symbol], times.get(symbol), sources.get(symbol))
+                for symbol, price in prices.items()
+            },
+            {symbol: in_force for symbol, (in_force, _) in rules.items()},
             now_s * 1_000_000 + now_us,
+            {symbol: funding_of(text) for symbol, text in funding.items()},
+            {symbol: staged for symbol, (_, staged) in rules.items() if staged is not None},
+            {symbol: candidate.price for symbol, candidate in waiting.items()},
         )
+        return market, waiting, {symbol: text for symbol, text in candidates.items() if symbol in waiting}
 
     async def set_marks(
-        self, prices: Mapping[str, Decimal], *, crossed_max: int, observed_us: Mapping[str, int] | None = None
+        self,
+        prices: Mapping[str, Decimal],
+        *,
+        crossed_max: int,
+        observed_us: Mapping[str, int] | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> list[MarkUpdate]:
         """Store mark prices, partition 0 first: it stamps them, the others apply only what is newer.
 
-        Partition 0 also judges the times that senders say, in the step that stores the prices: what it refuses is
-        stored nowhere, and what it accepts the others do not judge again.
+        Partition 0 also judges the times that senders say and how far prices move, in the step that stores them: what
+        it refuses is stored nowhere, what it sets aside waits in all of them beside the mark that stays, and what it
+        accepts the others do not judge again.
 
         Parameters
         ----------
@@ -58,6 +125,8 @@ class MarketRedisClient(BaseRedisClient):
         observed_us : mapping of str to int, optional
             When a price was observed, as its sender says, by symbol, in microseconds since the epoch; those without
             are of now.
+        sources : mapping of str to str, optional
+            Where a price is from, as its sender says, by symbol.
 
         Returns
         -------
@@ -76,22 +145,18 @@ class MarketRedisClient(BaseRedisClient):
         StateNotLoadedError, RedisUnavailableError
         """
         await self.freshen()
-        said = observed_us or {}
-        texts = {symbol: plain(price) for symbol, price in prices.items()}
-        placed = {symbol: ("", str(said.get(symbol, ""))) for symbol in prices}
-        counts = dict.fromkeys(prices, 0)
-        crossed: dict[str, list[int]] = {symbol: [] for symbol in prices}
-        to_warn: dict[str, list[int]] = {symbol: [] for symbol in prices}
-        for partition in range(self.partitions):
-            for symbol, stamp, time, count, *named in await self._set_marks(partition, crossed_max, texts, placed):
-                placed[symbol] = (stamp, time)
-                counts[symbol] += count
-                crossed[symbol] += [int(account_id) for account_id in named[0]]
-                to_warn[symbol] += [int(account_id) for account_id in named[1]]
-        return [
-            MarkUpdate(symbol, int(placed[symbol][0]), counts[symbol], tuple(crossed[symbol]), tuple(to_warn[symbol]))
-            for symbol in prices
-        ]
+        said, origins = observed_us or {}, sources or {}
+        sent = {
+            symbol: _Placed(plain(price), "", str(said.get(symbol, "")), origins.get(symbol, ""), "")
+            for symbol, price in prices.items()
+        }
+        judged = {answer.symbol: answer for answer in await self._set_marks(0, crossed_max, sent)}
+        found = {symbol: [answer.crossings] for symbol, answer in judged.items()}
+        placed = {symbol: answer.placed for symbol, answer in judged.items()}
+        for partition in range(1, self.partitions):
+            for answer in await self._set_marks(partition, crossed_max, placed):
+                found[answer.symbol].append(answer.crossings)
+        return [_update(judged[symbol], found[symbol]) for symbol in prices]
 
     async def align_marks(self) -> int:
         """Bring partitions that lag behind partition 0 up to its marks: who set marks may have died between two.
@@ -99,7 +164,7 @@ class MarketRedisClient(BaseRedisClient):
         Returns
         -------
         int
-            How many marks were brought up.
+            How many marks were brought up, and how many prices that wait.
 
         Raises
         ------
@@ -107,19 +172,33 @@ class MarketRedisClient(BaseRedisClient):
         """
         if self.partitions == 1:
             return 0
-        prices, stamps, times, _, _ = await self.twice(self._read_market)
+        market, _, waiting = await self._read(0)
         aligned = 0
         for partition in range(1, self.partitions):
-            present = await self._stamps(partition)
-            lagging = [symbol for symbol, stamp in stamps.items() if int(present.get(symbol, "0")) < int(stamp)]
-            if lagging:
-                marks = {symbol: mark_of(prices[symbol], stamps[symbol], times.get(symbol)) for symbol in lagging}
-                placed = {
-                    symbol: (stamps[symbol], str(mark.stamp_us if mark.observed_us is None else mark.observed_us))
-                    for symbol, mark in marks.items()
-                }
-                await self._set_marks(partition, 0, prices, placed)
-                aligned += len(lagging)
+            present, beside = await self._stamps(partition)
+            placed = {
+                symbol: _Placed(
+                    plain(mark.price),
+                    str(mark.stamp_us),
+                    str(mark.stamp_us if mark.observed_us is None else mark.observed_us),
+                    mark.source or "",
+                    waiting.get(symbol, ""),
+                )
+                for symbol, mark in market.marks.items()
+                if int(present.get(symbol, "0")) < mark.stamp_us
+            }
+            if placed:
+                await self._set_marks(partition, 0, placed)
+            differing = [
+                text
+                for symbol in sorted((waiting.keys() | beside.keys()) - placed.keys())
+                for text in (symbol, beside.get(symbol, ""), waiting.get(symbol, ""))
+                if beside.get(symbol) != waiting.get(symbol)
+            ]
+            if differing:
+                reply = await self.ask(_ALIGN_WAITING, partition, self.partitions, *differing)
+                aligned += int(reply[1])
+            aligned += len(placed)
         return aligned
 
     async def restore_marks(self, partition: int, marks: Mapping[str, Mark]) -> int:
@@ -140,8 +219,8 @@ class MarketRedisClient(BaseRedisClient):
         return int(reply[1])
 
     async def forget_marks(self, partition: int) -> None:
-        """Drop the marks of a partition, which is closed."""
-        names = [self.key(partition, name) for name in ("mark_prices", "mark_stamps", "mark_times")]
+        """Drop the marks of a partition, which is closed, and its funding."""
+        names = [self.key(partition, name) for name in (*_MARKS, "funding")]
         await self.twice(lambda redis: redis.delete(*names))
 
     async def sweep_triggers(self, partition: int) -> int:
@@ -154,11 +233,9 @@ class MarketRedisClient(BaseRedisClient):
                 removed += await self._sweep_side(marker, index, symbol, str(side))
         return removed
 
-    async def _set_marks(
-        self, partition: int, crossed_max: int, prices: Mapping[str, str], placed: Mapping[str, tuple[str, str]]
-    ) -> list[Any]:
-        """Store prices with stamp and time, "" for those that partition 0 is to give, in one partition."""
-        fields = [field for symbol, (stamp, time) in placed.items() for field in (symbol, prices[symbol], stamp, time)]
+    async def _set_marks(self, partition: int, crossed_max: int, placed: Mapping[str, _Placed]) -> list[_Answer]:
+        """Store prices in one partition; what it made of each, and whom it crosses."""
+        fields = [field for symbol, mark in placed.items() for field in (symbol, *mark)]
         limits = (crossed_max, SYMBOLS_MAX, AHEAD_MAX_US)
         reply: list[Any]
         try:
@@ -177,7 +254,7 @@ class MarketRedisClient(BaseRedisClient):
         if outcome == "TOO_MANY":
             message = f"There are {SYMBOLS_MAX} symbols with a mark price already; that is the most."
             raise LimitExceededError(message)
-        return reply
+        return [_answer(fields) for fields in reply]
 
     async def _sweep_side(self, marker: str, index: str, symbol: str, side: str) -> int:
         cursor, removed = "0", 0
@@ -191,15 +268,44 @@ class MarketRedisClient(BaseRedisClient):
             if cursor == "0":
                 return removed
 
-    async def _read_market(self, redis: Any) -> list[Any]:
+    async def _read_market(self, redis: Any, partition: int) -> list[Any]:
         async with redis.pipeline(transaction=True) as pipeline:
-            for name in ("mark_prices", "mark_stamps", "mark_times", "instruments"):
-                pipeline.hgetall(self.key(0, name))
+            for name in _MARKET:
+                pipeline.hgetall(self.key(partition, name))
             pipeline.time()
             reply: list[Any] = await pipeline.execute()
         return reply
 
-    async def _stamps(self, partition: int) -> dict[str, str]:
-        name = self.key(partition, "mark_stamps")
-        stamps: dict[str, str] = await self.twice(lambda redis: redis.hgetall(name))
-        return stamps
+    async def _stamps(self, partition: int) -> tuple[dict[str, str], dict[str, str]]:
+        """Read the stamps of the marks of a partition, and what waits there, however void."""
+        names = [self.key(partition, name) for name in ("mark_stamps", "mark_candidates")]
+
+        async def read(redis: Any) -> Any:
+            async with redis.pipeline(transaction=True) as pipeline:
+                for name in names:
+                    pipeline.hgetall(name)
+                return await pipeline.execute()
+
+        stamps, waiting = await self.twice(read)
+        return stamps, waiting
+
+
+def _answer(fields: Sequence[Any]) -> _Answer:
+    symbol, price, stamp, time, source, waiting, mark_price, jump_max, count, crossed, to_warn = fields
+    placed = _Placed(price, stamp, time, source, waiting)
+    return _Answer(symbol, placed, mark_price, jump_max, (int(count), crossed, to_warn))
+
+
+def _update(judged: _Answer, found: Sequence[tuple[int, list[str], list[str]]]) -> MarkUpdate:
+    """Sum up what partitions answered of a symbol; what became of the price, partition 0 says."""
+    aside = None
+    if judged.jump_max:
+        aside = SetAside(Decimal(judged.mark_price), Decimal(judged.jump_max), moved_mark=bool(judged.placed.price))
+    return MarkUpdate(
+        judged.symbol,
+        int(judged.placed.stamp),
+        sum(count for count, _, _ in found),
+        tuple(int(account_id) for _, crossed, _ in found for account_id in crossed),
+        tuple(int(account_id) for _, _, to_warn in found for account_id in to_warn),
+        aside,
+    )

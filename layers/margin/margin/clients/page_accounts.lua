@@ -10,8 +10,7 @@ for i = 1, #found[2], 2 do
   local account_id = found[2][i]
   local positions = {}
   for j, symbol in ipairs(redis.call('SMEMBERS', key('positions:' .. account_id))) do
-    local position = redis.call('HMGET', key('position:' .. account_id .. ':' .. symbol), 'quantity', 'entry_cost')
-    positions[j] = {symbol, position[1], position[2]}
+    positions[j] = read_position(account_id, symbol)
   end
   rows[#rows + 1] = {account_id, found[2][i + 1], text(redis.call('HGET', key('versions'), account_id)), positions}
 end

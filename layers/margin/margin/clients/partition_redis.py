@@ -98,6 +98,7 @@ class PartitionRedisClient(BaseRedisClient):
             accounts=accounts,
             loaded=loaded,
             sweep_cursor=str(reply[5]),
+            reload=bool(reply[6]),
         )
 
     async def note(self, opening: Opening) -> bool:

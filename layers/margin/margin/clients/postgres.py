@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from margin.config import Settings
     from margin.ports.opening import OpeningRecord
-    from margin.ports.queries import LiquidationQuery, TradeQuery
+    from margin.ports.queries import LiquidationQuery, MarkSampleQuery, TradeQuery
 
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -35,16 +35,30 @@ _MICROSECOND = dt.timedelta(microseconds=1)
 _OPENING_LOCK = 7_305_461_209
 """Advisory lock of the one that opens partitions; any constant does."""
 
+# What the table has no columns for is in the event; one from before these fields says nothing of them.
 _TRADES = """
-    select id, account_id, symbol, side, quantity, price, notional, realised_pnl, fee, occurred_at
-    from trades
-    where account_id = %(account_id)s
-        and (%(symbol)s::text is null or symbol = %(symbol)s)
-        and (%(since)s::timestamptz is null or occurred_at >= %(since)s)
-        and (%(until)s::timestamptz is null or occurred_at < %(until)s)
-        and (%(before_id)s::bigint is null or id < %(before_id)s)
-    order by id desc
-    limit %(limit)s
+    select page.*,
+        coalesce((detail ->> 'reduce_only')::boolean, false) as reduce_only,
+        coalesce(detail ->> 'liquidity', 'TAKER') as liquidity,
+        detail ->> 'client_order_id' as client_order_id
+    from (
+        select id, account_id, symbol, side, quantity, price, notional, realised_pnl, fee, occurred_at
+        from trades
+        where account_id = %(account_id)s
+            and (%(symbol)s::text is null or symbol = %(symbol)s)
+            and (%(since)s::timestamptz is null or occurred_at >= %(since)s)
+            and (%(until)s::timestamptz is null or occurred_at < %(until)s)
+            and (%(before_id)s::bigint is null or id < %(before_id)s)
+        order by id desc
+        limit %(limit)s
+    ) as page
+    left join lateral (
+        select events.body -> 'detail' as detail
+        from events
+        where events.account_id = page.account_id and events.event_id = page.id
+        limit 1
+    ) as event on true
+    order by page.id desc
 """
 # Record by record, so that none is read which the page has no room for: one can be a thousand times as long as another.
 _LIQUIDATIONS = """
@@ -91,13 +105,59 @@ _RECENT_ACCOUNTS = """
     order by changed_at desc
     limit %(limit)s
 """
+# A sample that is there already is of the very same price: a stamp is given once. Nothing is swallowed that differs.
 _SAVE_MARKS = """
+    with given as (
+        select *
+        from unnest(%(symbols)s::text[], %(prices)s::numeric[], %(stamps)s::bigint[], %(sources)s::text[])
+            as given (symbol, price, stamp_us, source)
+        order by symbol
+    ), sampled as (
+        insert into mark_price_samples (symbol, at, price, source)
+        select symbol, timestamptz 'epoch' + stamp_us * interval '1 microsecond', price, source
+        from given
+        where not exists (
+            select
+            from (
+                select samples.price, samples.source
+                from mark_price_samples as samples
+                where samples.symbol = given.symbol
+                    and samples.at < timestamptz 'epoch' + given.stamp_us * interval '1 microsecond'
+                order by samples.at desc
+                limit 1
+            ) as last
+            where last.price = given.price and last.source is not distinct from given.source
+        )
+        on conflict (symbol, at) do nothing
+    )
     insert into mark_prices (symbol, price, stamp_us)
-    select *
-    from unnest(%(symbols)s::text[], %(prices)s::numeric[], %(stamps)s::bigint[]) as given (symbol, price, stamp_us)
-    order by symbol
+    select symbol, price, stamp_us
+    from given
     on conflict (symbol) do update set price = excluded.price, stamp_us = excluded.stamp_us
     where mark_prices.stamp_us < excluded.stamp_us
+"""
+# Two that clean up at once take different rows instead of waiting for each other.
+_FORGET_SAMPLES = """
+    delete from mark_price_samples
+    where (symbol, at) in (
+        select symbol, at
+        from mark_price_samples
+        where at < %(before)s
+        order by at
+        limit %(limit)s
+        for update skip locked
+    )
+    returning symbol
+"""
+_SAMPLES = """
+    select symbol, price, source, at as occurred_at
+    from mark_price_samples
+    where symbol = %(symbol)s
+        and (%(since)s::timestamptz is null or at >= %(since)s)
+        and (%(until)s::timestamptz is null or at < %(until)s)
+        and (%(before)s::timestamptz is null or at < %(before)s)
+    order by at desc
+    limit %(limit)s
 """
 _RECORD_OPENING = """
     insert into openings (epoch, partition, partitions, run_id, accounts, loaded)
@@ -242,7 +302,7 @@ class PostgresClient:
         return [_history_account(row) for row in rows]
 
     async def save_marks(self, marks: Mapping[str, Mark]) -> None:
-        """Keep the last mark prices; a later one that is kept already stays."""
+        """Keep the last mark prices, where a later one that is kept already stays, and sample them all."""
         symbols = list(marks)
         await self._pool.query(
             _SAVE_MARKS,
@@ -250,6 +310,7 @@ class PostgresClient:
                 "symbols": symbols,
                 "prices": [marks[symbol].price for symbol in symbols],
                 "stamps": [marks[symbol].stamp_us for symbol in symbols],
+                "sources": [marks[symbol].source for symbol in symbols],
             },
         )
 
@@ -257,6 +318,24 @@ class PostgresClient:
         """Mark prices that were kept last, by symbol; no more than Redis takes."""
         rows = await self._pool.query("select symbol, price, stamp_us from mark_prices order by symbol")
         return {row["symbol"]: Mark(row["price"], row["stamp_us"]) for row in rows}
+
+    async def forget_mark_samples(self, before_us: int, limit: int) -> int:
+        """Take the oldest mark prices that are from before a moment out of their history; how many."""
+        return len(await self._pool.query(_FORGET_SAMPLES, {"before": _moment(before_us), "limit": limit}))
+
+    async def mark_samples(self, query: MarkSampleQuery) -> list[dict[str, Any]]:
+        """Mark prices that a symbol had, newest first."""
+        rows = await self._pool.query(
+            _SAMPLES,
+            {
+                "symbol": query.symbol,
+                "since": _moment(query.since_us),
+                "until": _moment(query.until_us),
+                "before": _moment(query.before_us),
+                "limit": query.limit,
+            },
+        )
+        return [_with_timestamp(row) for row in rows]
 
     async def next_epoch(self) -> int:
         """Take a new epoch."""
@@ -404,7 +483,12 @@ def _history_key(row: Row) -> HistoryKey:
 
 def _history_account(row: Row) -> HistoryAccount:
     positions = {
-        symbol: Position(symbol, Decimal(fields["quantity"]), Decimal(fields["entry_cost"]))
+        symbol: Position(
+            symbol,
+            Decimal(fields["quantity"]),
+            Decimal(fields["entry_cost"]),
+            Decimal(fields.get("entry_funding", "0")),
+        )
         for symbol, fields in row["positions"].items()
     }
     account = Account(row["account_id"], row["balance"], positions)

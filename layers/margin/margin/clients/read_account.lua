@@ -21,12 +21,12 @@ if #symbols > 0 then
   local stamps = redis.call('HMGET', key('mark_stamps'), unpack(symbols))
   local times = redis.call('HMGET', key('mark_times'), unpack(symbols))
   local instruments = redis.call('HMGET', key('instruments'), unpack(symbols))
+  local funding = redis.call('HMGET', key('funding'), unpack(symbols))
+  local waiting = redis.call('HMGET', key('mark_candidates'), unpack(symbols))
   for i, symbol in ipairs(symbols) do
-    local position = {false, false}
-    if held[symbol] then
-      position = redis.call('HMGET', key('position:' .. account_id .. ':' .. symbol), 'quantity', 'entry_cost')
-    end
-    rows[i] = {symbol, text(position[1]), text(position[2]), text(marks[i]), text(stamps[i]), text(times[i]), text(instruments[i])}
+    local position = held[symbol] and read_position(account_id, symbol) or {symbol, '', '', '0'}
+    local mark = {text(marks[i]), text(stamps[i]), text(times[i]), text(waiting[i])}
+    rows[i] = {position, {symbol, mark, text(instruments[i]), text(funding[i])}}
   end
 end
 

@@ -12,6 +12,7 @@ for i = 1, #ARGV, 4 do
     redis.call('HSET', key('mark_prices'), symbol, ARGV[i + 1])
     redis.call('HSET', key('mark_stamps'), symbol, '0')
     redis.call('HSET', key('mark_times'), symbol, '0:' .. ARGV[i + 3])
+    redis.call('HDEL', key('mark_candidates'), symbol)
     restored = restored + 1
   end
 end

@@ -1,19 +1,22 @@
-"""GET /trades/{account_id} and GET /liquidations."""
+"""GET /trades/{account_id}, GET /liquidations and GET /mark-prices/{symbol}/history."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-from margin.http.wire import Answer, DecimalText, SideText, TimestampText, timestamp
+from margin.http.wire import Answer, DecimalText, LiquidityText, SideText, TimestampText, timestamp
 
 if TYPE_CHECKING:
     from margin.services.history import HistoryPage
 
 
 class Trade(Answer):
-    """An executed trade."""
+    """An executed trade; a `fee` below 0 is a rebate.
+
+    `reduce_only` is what the order asked for, false where its event is from before that was recorded.
+    """
 
     id: int
     account_id: int
@@ -25,6 +28,9 @@ class Trade(Answer):
     realised_pnl: DecimalText
     fee: DecimalText
     timestamp: TimestampText
+    reduce_only: bool
+    liquidity: LiquidityText
+    client_order_id: str | None
 
 
 class TradesAnswer(Answer):
@@ -46,6 +52,9 @@ class TradesAnswer(Answer):
                             "realised_pnl": "0",
                             "fee": "0",
                             "timestamp": "2026-01-31T12:00:00.000000Z",
+                            "reduce_only": False,
+                            "liquidity": "TAKER",
+                            "client_order_id": None,
                         }
                     ],
                     "next_cursor": None,
@@ -83,12 +92,17 @@ class LiquidatedPosition(Answer):
 
 
 class LiquidationInputs(Answer):
-    """All that a liquidation was decided on, enough to recompute it; times in microseconds since 1970."""
+    """All that a liquidation was decided on, enough to recompute it; times in microseconds since 1970.
+
+    `waiting` are prices that were set aside beside marks that were in doubt for them.
+    """
 
     balance: DecimalText
     positions: dict[str, dict[str, str]]
     marks: dict[str, dict[str, str | int | None]]
     instruments: dict[str, dict[str, Any]]
+    funding_indexes: dict[str, DecimalText] = Field(default_factory=dict)
+    waiting: dict[str, DecimalText] = Field(default_factory=dict)
     now_us: int
     buffer: DecimalText
     remaining_notional_min: DecimalText
@@ -159,7 +173,7 @@ class LiquidationsAnswer(Answer):
                             "fee": "0",
                             "shortfall": "0",
                             "timestamp": "2026-01-31T12:00:00.000000Z",
-                            "rules": 1,
+                            "rules": 2,
                             "inputs": {
                                 "balance": "15000",
                                 "positions": {"BTC-PERP": {"quantity": "1", "entry_cost": "50000"}},
@@ -205,6 +219,46 @@ class LiquidationsAnswer(Answer):
         """Answer one page."""
         liquidations = [Liquidation.of(row) for row in page.rows]
         return cls(liquidations=liquidations, next_cursor=page.next_cursor)
+
+
+class PastMarkPrice(Answer):
+    """A mark price that a symbol had; `timestamp` is when it was stored."""
+
+    symbol: str
+    price: DecimalText
+    source: str | None
+    timestamp: TimestampText
+
+
+class MarkPriceHistoryAnswer(Answer):
+    """One page of mark prices, newest first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "mark_prices": [
+                        {
+                            "symbol": "BTC-PERP",
+                            "price": "51000",
+                            "source": "index-1",
+                            "timestamp": "2026-01-31T12:00:00.250000Z",
+                        }
+                    ],
+                    "next_cursor": None,
+                }
+            ]
+        }
+    )
+
+    mark_prices: list[PastMarkPrice]
+    next_cursor: str | None
+
+    @classmethod
+    def of(cls, page: HistoryPage) -> MarkPriceHistoryAnswer:
+        """Answer one page."""
+        mark_prices = [PastMarkPrice.model_validate(_with_timestamp(row)) for row in page.rows]
+        return cls(mark_prices=mark_prices, next_cursor=page.next_cursor)
 
 
 def _with_timestamp(row: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class PositionAnswer(Answer):
     """One open position at its mark price.
 
+    `pending_funding` is what it is still to receive (above 0) or to pay: it counts in equity already.
     `liquidation_price` is the last price at which the account is not liquidated, all other symbols at their marks; null
     when no price above 0 liquidates it.
     """
@@ -25,6 +26,7 @@ class PositionAnswer(Answer):
     mark_price: DecimalText
     notional: DecimalText
     unrealised_pnl: DecimalText
+    pending_funding: DecimalText
     maintenance_margin: DecimalText
     liquidation_price: DecimalText | None
 
@@ -56,6 +58,7 @@ class PositionsAnswer(Answer):
                             "mark_price": "51000",
                             "notional": "51000",
                             "unrealised_pnl": "1000",
+                            "pending_funding": "0",
                             "maintenance_margin": "5100",
                             "liquidation_price": "38888.88888889",
                         }
@@ -86,7 +89,7 @@ class PositionsAnswer(Answer):
             initial_margin_required=risk.initial_margin,
             maintenance_margin_required=risk.maintenance_margin,
             margin_utilisation_pct=risk.utilisation_pct,
-            withdrawable=risk.withdrawable(account.balance),
+            withdrawable=margin.withdrawable,
             liquidation_risk=margin.liquidation_risk,
             positions=[PositionAnswer.model_validate(position, from_attributes=True) for position in margin.positions],
         )

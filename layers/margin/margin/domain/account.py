@@ -56,6 +56,6 @@ class Account:
 
 
 @exact
-def calculate_equity(balance: Decimal, unrealised_pnls: Iterable[Decimal]) -> Decimal:
-    """Equity E = balance + sum of unrealised P&L, in quote currency."""
-    return sum(unrealised_pnls, start=balance)
+def calculate_equity(balance: Decimal, values: Iterable[Decimal]) -> Decimal:
+    """Equity E = balance + sum of what positions are worth: unrealised P&L and pending funding, in quote currency."""
+    return sum(values, start=balance)

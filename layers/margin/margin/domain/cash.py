@@ -84,7 +84,7 @@ def _take_out(account: Account, amount: Decimal, market: Market, receiver: Ledge
     require_amount("amount", amount)
     for symbol in account.positions:
         if market.is_stale(symbol):
-            raise StaleMarkPriceError(f"The mark price of {symbol} is stale; nothing can be withdrawn until a new one.")
+            raise StaleMarkPriceError(f"{market.why_stale(symbol)}; nothing can be withdrawn until a new one.")
     withdrawable = assess(account, market).withdrawable(account.balance)
     if amount > withdrawable:
         raise InsufficientWithdrawableError(f"Withdrawable: {plain(withdrawable)}, requested: {plain(amount)}")

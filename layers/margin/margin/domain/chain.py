@@ -1,8 +1,8 @@
 """What makes an account's chain of events sound, told from recorded events alone.
 
 Each event counts one on from the one before it and names its id and hash; its own hash is that of its body; its lines
-in the ledger add up to zero, and the line of CASH is the change of its balance. Bodies come from a store that anybody
-may have written to, so nothing in them is taken for granted.
+in the ledger add up to zero, the line of CASH is the change of its balance, and that of FUNDING what was due. Bodies
+come from a store that anybody may have written to, so nothing in them is taken for granted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 from margin.domain.account import Account
-from margin.domain.decimals import exact, plain
+from margin.domain.decimals import exact, plain, round_down
 from margin.domain.event import canonical, digest, version_of
 from margin.domain.ledger import LedgerAccount
 from margin.domain.position import Position
@@ -95,7 +95,7 @@ def follow(head: Head, link: Link) -> Head | Mismatch:
         return mismatch
     try:
         after = Head(link.n, link.event_id, link.hash, fold(head.account, link.body))
-        return _unbooked(head, after, link.body) or after
+        return _unbooked(head, after, link.body) or _misfunded(head, after, link.body) or after
     except (UnreadableError, ArithmeticError) as error:
         return Mismatch(f"event {link.n} cannot be read", "a body of the engine", shown(error))
 
@@ -165,11 +165,13 @@ def shown(value: object) -> str:
 
 def shown_positions(positions: Mapping[str, Position]) -> str:
     """Write positions for a person."""
-    texts = (
-        f"{symbol} {plain(position.quantity)} for {plain(position.entry_cost)}"
-        for symbol, position in sorted(positions.items())
-    )
+    texts = (_shown_position(position) for _, position in sorted(positions.items()))
     return shown(", ".join(texts) or "nothing")
+
+
+def _shown_position(position: Position) -> str:
+    text = f"{position.symbol} {plain(position.quantity)} for {plain(position.entry_cost)}"
+    return f"{text} funded to {plain(position.entry_funding)}" if position.entry_funding else text
 
 
 def _misplaced(head: Head, link: Link) -> Mismatch | None:
@@ -215,8 +217,45 @@ def _unbooked(before: Head, after: Head, body: Any) -> Mismatch | None:
     return None
 
 
+@exact
+def _misfunded(before: Head, after: Head, body: Any) -> Mismatch | None:
+    """Recompute what an event settled of the account's funding from the positions before it, and compare the ledger."""
+    payments = _payments(body)
+    if not before.certain:
+        return None
+    total, seen = Decimal(0), set()
+    for symbol, quantity, index, amount in payments:
+        position = before.account.positions.get(symbol)
+        if position is None or position.quantity != quantity or symbol in seen:
+            held = "nothing more" if position is None or symbol in seen else plain(position.quantity)
+            return Mismatch(f"event {after.n} settles funding of {symbol} that is not held", held, plain(quantity))
+        due = round_down(position.pending_funding(index))
+        if due != amount:
+            what = f"the funding of {symbol} in event {after.n} is not what was due"
+            return Mismatch(what, plain(due), plain(amount))
+        seen.add(symbol)
+        total += amount
+    booked = sum((amount for name, amount in ledger_of(body) if name == LedgerAccount.FUNDING), start=Decimal(0))
+    if booked != -total:
+        what = f"the funding in the ledger of event {after.n} is not what its positions received and paid"
+        return Mismatch(what, plain(-total), plain(booked))
+    return None
+
+
+def _payments(body: Any) -> list[tuple[str, Decimal, Decimal, Decimal]]:
+    """Symbol, quantity, index and amount of each payment; events from before there was funding have none."""
+    try:
+        return [
+            (str(one["symbol"]), _decimal(one["quantity"]), _decimal(one["index"]), _decimal(one["amount"]))
+            for one in body.get("funding", ())
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UnreadableError(f"{type(error).__name__} in the funding") from error
+
+
 def _position(symbol: str, fields: Mapping[str, Any]) -> Position:
-    return Position(symbol, _decimal(fields["quantity"]), _decimal(fields["entry_cost"]))
+    entry_funding = _decimal(fields.get("entry_funding", "0"))
+    return Position(symbol, _decimal(fields["quantity"]), _decimal(fields["entry_cost"]), entry_funding)
 
 
 def _decimal(value: Any) -> Decimal:

@@ -47,8 +47,9 @@ DECIMALS: Final = 8
 ABSOLUTE_VALUE_MAX: Final = Decimal("1e12")
 """Exclusive limit of every quantity, price and amount that comes from outside."""
 
-# The widest product is E' * MM of the order test: 43 + 51 digits with inputs at their limits and a thousand positions.
-_PRECISION: Final = 100
+# The widest product is E' * MM of the order test: 51 + 51 digits with inputs at their limits, a thousand positions and
+# funding, whose dust has 24 decimals.
+_PRECISION: Final = 120
 EXACT: Final = Context(prec=_PRECISION, traps=[Inexact, InvalidOperation, DivisionByZero, Overflow])
 _ROUNDING: Final = Context(prec=_PRECISION, traps=[InvalidOperation, DivisionByZero, Overflow])
 _QUANTUM: Final = Decimal(1).scaleb(-DECIMALS)
@@ -63,7 +64,7 @@ def exact(function: Callable[P, R]) -> Callable[P, R]:
     Raises
     ------
     decimal.Inexact
-        By the decorated function, when a result needs more than 100 digits.
+        By the decorated function, when a result needs more than 120 digits.
     """
 
     @functools.wraps(function)
@@ -87,29 +88,29 @@ def round_up(value: Decimal) -> Decimal:
 
 
 @exact
-def quotient_down(numerator: Decimal, denominator: Decimal) -> Decimal:
-    """Divide, rounded once towards minus infinity to 8 decimals.
+def quotient_down(numerator: Decimal, denominator: Decimal, decimals: int = DECIMALS) -> Decimal:
+    """Divide, rounded once towards minus infinity.
 
     Raises
     ------
     ZeroDivisionError
         When the denominator is 0.
     """
-    top, bottom = _scaled_ratio(numerator, denominator, DECIMALS)
-    return Decimal(top // bottom).scaleb(-DECIMALS)
+    top, bottom = _scaled_ratio(numerator, denominator, decimals)
+    return Decimal(top // bottom).scaleb(-decimals)
 
 
 @exact
-def quotient_up(numerator: Decimal, denominator: Decimal) -> Decimal:
-    """Divide, rounded once towards plus infinity to 8 decimals.
+def quotient_up(numerator: Decimal, denominator: Decimal, decimals: int = DECIMALS) -> Decimal:
+    """Divide, rounded once towards plus infinity.
 
     Raises
     ------
     ZeroDivisionError
         When the denominator is 0.
     """
-    top, bottom = _scaled_ratio(numerator, denominator, DECIMALS)
-    return Decimal(-(-top // bottom)).scaleb(-DECIMALS)
+    top, bottom = _scaled_ratio(numerator, denominator, decimals)
+    return Decimal(-(-top // bottom)).scaleb(-decimals)
 
 
 @exact

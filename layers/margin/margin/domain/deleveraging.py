@@ -238,7 +238,8 @@ def deleverage(account: Account, market: Market, bankrupt: BankruptPosition, qua
     price = bankrupt.closing_price(market.mark_price(bankrupt.symbol))
     exact_amount, received = quantity * bankrupt.gap, bankrupt.brings(quantity)
     closing_side = Side.BUY if position.quantity < 0 else Side.SELL
-    fill = apply_fill(position, bankrupt.symbol, closing_side, quantity, price)
+    index = market.funding_index(bankrupt.symbol)
+    fill = apply_fill(position, bankrupt.symbol, closing_side, quantity, price, funding_index=index)
     after = account.with_position(bankrupt.symbol, fill.position).with_balance_change(fill.realised_pnl)
     remaining = Decimal(0) if fill.position is None else fill.position.quantity
     return Deleveraging(

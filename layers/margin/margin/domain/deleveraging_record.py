@@ -14,7 +14,8 @@ from margin.domain.deleveraging import (
     deleverage,
     most_to_deleverage,
 )
-from margin.domain.ledger import ledger_amounts
+from margin.domain.funding import settle_funding
+from margin.domain.ledger import balanced, ledger_amounts
 from margin.domain.market_record import mark_age_s, market_of, market_record
 from margin.errors import NoMarkPriceError
 
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DELEVERAGING_RULES", "deleveraging_record", "verify_deleveraging"]
 
-DELEVERAGING_RULES: Final = 1
-"""Grows with every change of what a deleveraging comes to."""
+DELEVERAGING_RULES: Final = 2
+"""Grows with every change of what a deleveraging comes to. 1: without funding, which is 2 where there was none."""
+
+_RECOMPUTED: Final = frozenset({1, DELEVERAGING_RULES})
 
 _UNREADABLE: Final = (NoMarkPriceError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -43,7 +46,7 @@ def deleveraging_record(
     step : SettlementStep
         What it was planned as.
     account : Account
-        Before it.
+        Before it, its funding settled.
     market, bankrupt
         What it was decided on.
     result : Deleveraging
@@ -87,9 +90,9 @@ def verify_deleveraging(
     -------
     list of Mismatch
         Nothing where the account could be deleveraged by that much, and every figure comes out the same, or where it
-        was by other rules than those of `DELEVERAGING_RULES`.
+        was by rules that this version does not know.
     """
-    if record.get("rules") != DELEVERAGING_RULES:
+    if record.get("rules") not in _RECOMPUTED:
         return []
     try:
         market = market_of(record["market"])
@@ -98,6 +101,8 @@ def verify_deleveraging(
         bankrupt = BankruptPosition(
             closed["symbol"], -quantity, Decimal(record["liquidation_price"]), Decimal(closed["bankruptcy_price"])
         )
+        settlement = settle_funding(before, market)
+        before = settlement.account
         mismatch = _wrongly_shared(record, bankrupt)
         if mismatch is None and most_to_deleverage(before, market, bankrupt, abs(quantity)) != abs(quantity):
             what = "the account was not to be deleveraged by that much"
@@ -110,7 +115,7 @@ def verify_deleveraging(
         return [Mismatch("what the deleveraging was decided on cannot be read", "a record of the engine", shown(error))]
     if result.account != after:
         return [Mismatch("the deleveraging comes to another account", shown(result.account), shown(after))]
-    if (lines := ledger_amounts(result.ledger_lines)) != list(ledger):
+    if (lines := ledger_amounts(balanced((*settlement.ledger_lines, *result.ledger_lines)))) != list(ledger):
         return [Mismatch("the ledger of the deleveraging is not what it comes to", shown(lines), shown(ledger))]
     return [
         Mismatch(f"the {name} of the deleveraging is not what it comes to", shown(value), shown(record.get(name)))

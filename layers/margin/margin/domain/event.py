@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from margin.domain.account import Account
+    from margin.domain.funding import FundingPayment
     from margin.domain.ledger import LedgerLine
+    from margin.domain.position import Position
 
 BODY_FORMAT = 1
 """Version of the body's layout; a reader of history can tell old ones from new."""
@@ -56,8 +58,8 @@ class Event:
     """One event, before it has an id.
 
     ``n`` counts the account's events from 1. ``positions`` holds the symbols that the event changed (None: closed).
-    ``detail`` is the record of its type (a trade, a liquidation), ``result`` what the caller is answered. All values
-    are JSON values already.
+    ``detail`` is the record of its type (a trade, a liquidation), ``result`` what the caller is answered, ``funding``
+    what the account received or paid before all else, see :func:`funding_entries`. All values are JSON values already.
 
     ``acknowledged_by`` says for how long the key stands for this event alone: for ever where history has to take the
     event before the caller is told, else for as long as Redis remembers the key.
@@ -79,6 +81,7 @@ class Event:
     detail: Mapping[str, object]
     result: Mapping[str, object]
     acknowledged_by: AcknowledgedBy = AcknowledgedBy.HISTORY
+    funding: Sequence[Mapping[str, str]] = ()
 
     def body(self) -> str:
         """Canonical JSON of the event."""
@@ -125,11 +128,27 @@ def position_changes(before: Account | None, after: Account) -> dict[str, dict[s
         position = after.positions.get(symbol)
         if position == old.get(symbol):
             continue
-        if position is None:
-            changes[symbol] = None
-        else:
-            changes[symbol] = {"quantity": plain(position.quantity), "entry_cost": plain(position.entry_cost)}
+        changes[symbol] = None if position is None else position_entry(position)
     return changes
+
+
+def position_entry(position: Position) -> dict[str, str]:
+    """Write a position as JSON; its entry funding only where there is some."""
+    fields = {"quantity": plain(position.quantity), "entry_cost": plain(position.entry_cost)}
+    return {**fields, "entry_funding": plain(position.entry_funding)} if position.entry_funding else fields
+
+
+def funding_entries(payments: Sequence[FundingPayment]) -> list[dict[str, str]]:
+    """Write payments as JSON: symbol, quantity, index, amount."""
+    return [
+        {
+            "symbol": payment.symbol,
+            "quantity": plain(payment.quantity),
+            "index": plain(payment.index),
+            "amount": plain(payment.amount),
+        }
+        for payment in payments
+    ]
 
 
 def ledger_entries(lines: Sequence[LedgerLine]) -> list[tuple[str, str]]:

@@ -1,22 +1,35 @@
-"""What the exchange fixes for one symbol: margin tiers, fees, price band, sizes, age limit of its mark."""
+"""What the exchange fixes for one symbol: margin tiers, fees, sizes, guards of its prices, and whether it trades."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from decimal import Decimal
+from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
-from margin.domain.decimals import exact, require_amount, round_down
+from margin.domain.decimals import ABSOLUTE_VALUE_MAX, exact, multiple_up, plain, require_amount, round_down
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DEFAULT_TIERS", "Instrument", "Tier", "default_instrument"]
+__all__ = ["DEFAULT_TIERS", "Instrument", "InstrumentStatus", "Tier", "default_instrument"]
 
 _NOTIONAL_CAP_MAX: Final = Decimal("1e24")
+
+
+class InstrumentStatus(StrEnum):
+    """What users may trade in a symbol. Mark prices, funding, liquidations and deleveragings go on in every one."""
+
+    ACTIVE = "active"
+    REDUCE_ONLY = "reduce-only"
+    """Only trades that purely reduce a position."""
+    SETTLING = "settling"
+    """Only trades that purely reduce a position, at exactly the mark price: the way out at one price for everybody."""
+    CLOSED = "closed"
+    """Nobody holds the symbol any more. Should a lost event bring a holder back, the way out is that of settling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +62,34 @@ class Instrument:
     tiers : tuple of Tier
         Ascending caps, the last without one; rates never fall from tier to tier.
     taker_fee : Decimal
-        Fee for each unit of traded notional, 0 <= fee < 1.
+        Fee for each unit of traded notional, 0 <= fee < 1, of who took liquidity.
+    maker_fee : Decimal
+        Of who gave it: -taker_fee <= fee < 1; below 0 it is a rebate, never more than the other side pays.
     price_band : Decimal
         How far from the mark a trade's price may be, as a share of the mark, 0 < band <= 1.
+    tick_size : Decimal
+        A trade's price is a multiple of it.
     lot_size : Decimal
         A traded quantity is a multiple of it.
     min_quantity : Decimal
-        A liquidation closes a position whole rather than leave less than this of it.
+        The least that a trade may be of, unless it closes a position whole; a liquidation closes a position whole
+        rather than leave less than this of it.
+    max_quantity : Decimal or None
+        The most that one trade may be of; None for no limit.
+    position_limit : Decimal or None
+        The most units, long or short, that a trade may leave an account with, unless it purely reduces; None for no
+        limit.
     liquidation_fee_cap : Decimal
         The most that a liquidation takes for the insurance fund, for each unit of notional that it closes; below the
         lowest maintenance rate, so that closing always frees more margin than it costs.
     mark_max_age_s : int or None
         Age from which on the mark counts as stale; None for no limit.
+    mark_jump_max : Decimal or None
+        How far a new price may be from the mark, as a share of the mark, before a second one has to confirm it; above
+        0, None for no guard.
+    funding_rate_cap : Decimal
+        The highest funding rate of one interval, either way, 0 < cap <= 1.
+    status : InstrumentStatus
     version : int
         Grows with every change of the configuration, 0 for a symbol that was never configured.
 
@@ -78,11 +107,18 @@ class Instrument:
     symbol: str
     tiers: tuple[Tier, ...] = DEFAULT_TIERS
     taker_fee: Decimal = Decimal(0)
+    maker_fee: Decimal = Decimal(0)
     price_band: Decimal = Decimal("0.20")
+    tick_size: Decimal = Decimal("1e-8")
     lot_size: Decimal = Decimal("1e-8")
     min_quantity: Decimal = Decimal("1e-8")
+    max_quantity: Decimal | None = None
+    position_limit: Decimal | None = None
     liquidation_fee_cap: Decimal = Decimal(0)
     mark_max_age_s: int | None = None
+    mark_jump_max: Decimal | None = None
+    funding_rate_cap: Decimal = Decimal(1)
+    status: InstrumentStatus = InstrumentStatus.ACTIVE
     version: int = 0
     initial_amounts: tuple[Decimal, ...] = field(init=False, repr=False, compare=False)
     maintenance_amounts: tuple[Decimal, ...] = field(init=False, repr=False, compare=False)
@@ -120,6 +156,12 @@ class Instrument:
         """
         number = self._tier_number(notional)
         return self.tiers[number].maintenance_rate * notional - self.maintenance_amounts[number]
+
+    @property
+    def initial_lines(self) -> tuple[tuple[Decimal, Decimal], ...]:
+        """Rate and amount of every tier, of initial margin; see `maintenance_lines`."""
+        rates = (tier.initial_rate for tier in self.tiers)
+        return tuple(zip(rates, self.initial_amounts, strict=True))
 
     @property
     def maintenance_lines(self) -> tuple[tuple[Decimal, Decimal], ...]:
@@ -185,20 +227,48 @@ def _check_rates(tiers: tuple[Tier, ...]) -> None:
 def _check_terms(instrument: Instrument) -> None:
     if not instrument.symbol:
         raise ValueError("an instrument has a symbol")
-    if not (_has_scale(instrument.taker_fee) and 0 <= instrument.taker_fee < 1):
-        raise ValueError("the taker fee must be at least 0, below 1, with at most 8 decimals")
-    if not (_has_scale(instrument.price_band) and 0 < instrument.price_band <= 1):
-        raise ValueError("the price band must be above 0, at most 1, with at most 8 decimals")
-    require_amount("lot_size", instrument.lot_size)
-    require_amount("min_quantity", instrument.min_quantity)
-    cap = instrument.liquidation_fee_cap
-    if not (_has_scale(cap) and 0 <= cap < instrument.lowest_maintenance_rate):
-        raise ValueError("the liquidation fee cap must be at least 0, below every maintenance rate, with 8 decimals")
-    age = instrument.mark_max_age_s
-    if age is not None and not (_is_whole(age) and age > 0):
-        raise ValueError("mark_max_age_s is a positive whole number of seconds, or None for no limit")
     if not (_is_whole(instrument.version) and instrument.version >= 0):
         raise ValueError("a version is a whole number, never negative")
+    if not isinstance(instrument.status, InstrumentStatus):
+        raise ValueError("status is one of active, reduce-only, settling and closed")  # noqa: TRY004
+    _check_fees(instrument)
+    _check_sizes(instrument)
+    _check_price_guards(instrument)
+
+
+def _check_fees(instrument: Instrument) -> None:
+    taker_fee, maker_fee, cap = instrument.taker_fee, instrument.maker_fee, instrument.liquidation_fee_cap
+    if not (_has_scale(taker_fee) and 0 <= taker_fee < 1):
+        raise ValueError("taker_fee must be at least 0, below 1, with at most 8 decimals")
+    if not (_has_scale(maker_fee) and -taker_fee <= maker_fee < 1):
+        raise ValueError("maker_fee must be at least -taker_fee, below 1, with at most 8 decimals")
+    if not (_has_scale(cap) and 0 <= cap < instrument.lowest_maintenance_rate):
+        raise ValueError("liquidation_fee_cap must be at least 0, below every maintenance rate, with 8 decimals")
+
+
+def _check_sizes(instrument: Instrument) -> None:
+    for name in ("tick_size", "lot_size", "min_quantity", "max_quantity", "position_limit"):
+        size = getattr(instrument, name)
+        if size is not None:
+            require_amount(name, size)
+    least = multiple_up(instrument.min_quantity, Decimal(1), instrument.lot_size)
+    for name in ("max_quantity", "position_limit"):
+        limit = getattr(instrument, name)
+        if limit is not None and limit < least:
+            raise ValueError(f"{name} must be at least {plain(least)}, the least that min_quantity and lot_size allow")
+
+
+def _check_price_guards(instrument: Instrument) -> None:
+    if not (_has_scale(instrument.price_band) and 0 < instrument.price_band <= 1):
+        raise ValueError("price_band must be above 0, at most 1, with at most 8 decimals")
+    jump = instrument.mark_jump_max
+    if jump is not None and not (_has_scale(jump) and 0 < jump < ABSOLUTE_VALUE_MAX):
+        raise ValueError("mark_jump_max must be above 0, with at most 8 decimals, or null for no guard")
+    if not (_has_scale(instrument.funding_rate_cap) and 0 < instrument.funding_rate_cap <= 1):
+        raise ValueError("funding_rate_cap must be above 0, at most 1, with at most 8 decimals")
+    age = instrument.mark_max_age_s
+    if age is not None and not (_is_whole(age) and age > 0):
+        raise ValueError("mark_max_age_s is a positive whole number of seconds, or null for no limit")
 
 
 def _is_whole(value: object) -> bool:

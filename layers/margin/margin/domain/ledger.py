@@ -24,6 +24,7 @@ class LedgerAccount(StrEnum):
     HOUSE_PNL = "house_pnl"
     FEES = "fees"
     INSURANCE = "insurance"
+    FUNDING = "funding"
     EXTERNAL = "external"
     ROUNDING = "rounding"
     UNCOVERED = "uncovered"

@@ -26,6 +26,7 @@ __all__ = [
     "ClosedPosition",
     "LiquidationPolicy",
     "LiquidationResult",
+    "fee_room",
     "liquidate",
     "liquidation_fee",
     "quantity_to_close",
@@ -130,6 +131,8 @@ class LiquidationResult:
 def liquidate(account: Account, market: Market, policy: LiquidationPolicy) -> LiquidationResult | None:
     """Close the least that restores equity to the target, at the marks, the position with the largest margin first.
 
+    The funding of the account is settled before, see :func:`margin.domain.funding.settle_funding`.
+
     Only positions whose mark is fresh are closed. Each is closed by just so much as the target still needs, rounded up
     to the lot, or whole when that is not enough or leaves less than is allowed to be left. When nothing is left open
     and the balance is below 0, it is brought to 0: negative equity is the shortfall, and dust comes back from where
@@ -166,8 +169,16 @@ def liquidate(account: Account, market: Market, policy: LiquidationPolicy) -> Li
             break
         price = market.mark_price(position.symbol)
         instrument = market.instrument(position.symbol)
-        quantity = quantity_to_close(position, price, instrument, deficit, policy)
-        fill = apply_fill(position, position.symbol, _closing_side(position), quantity, price)
+        room = fee_room(at_marks, len(after.positions))
+        quantity = quantity_to_close(position, price, instrument, deficit, policy, fee_max=room)
+        fill = apply_fill(
+            position,
+            position.symbol,
+            _closing_side(position),
+            quantity,
+            price,
+            funding_index=market.funding_index(position.symbol),
+        )
         after = after.with_position(position.symbol, fill.position).with_balance_change(fill.realised_pnl)
         dust = fill.gain - fill.realised_pnl
         fee = liquidation_fee(instrument, quantity * price, at_marks - dust, len(after.positions))
@@ -223,18 +234,33 @@ def liquidation_fee(instrument: Instrument, notional: Decimal, equity: Decimal, 
     positions : int
         How many are still open.
     """
-    # What is still open may lose its dust when it is closed in its turn.
-    return round_down(max(Decimal(0), min(instrument.liquidation_fee_cap * notional, equity - positions * _DUST)))
+    return round_down(min(instrument.liquidation_fee_cap * notional, fee_room(equity, positions)))
+
+
+@exact
+def fee_room(equity: Decimal, positions: int) -> Decimal:
+    """Return the most that a fee can be: what an account has above bankruptcy at the marks, in quote currency.
+
+    What is still open may lose its dust when it is closed in its turn.
+    """
+    return max(Decimal(0), equity - positions * _DUST)
 
 
 @exact
 def quantity_to_close(
-    position: Position, price: Decimal, instrument: Instrument, deficit: Decimal, policy: LiquidationPolicy
+    position: Position,
+    price: Decimal,
+    instrument: Instrument,
+    deficit: Decimal,
+    policy: LiquidationPolicy,
+    *,
+    fee_max: Decimal,
 ) -> Decimal:
     """Solve for the fewest units that bring the target down to equity, or answer all where that is not enough.
 
     Maintenance margin is the largest of the tiers' lines, so the target is met where it is met under every line, and
     the answer is the largest root. No slope is 0 or less: an instrument's fee is below each of its maintenance rates.
+    The fee is the smaller one of its cap and ``fee_max``, so under each line the smaller root of the two is enough.
 
     Parameters
     ----------
@@ -246,6 +272,8 @@ def quantity_to_close(
     deficit : Decimal
         By how much the account's equity is below its target, in quote currency.
     policy : LiquidationPolicy
+    fee_max : Decimal
+        What the fee is at most, see :func:`fee_room`.
     """
     size = abs(position.quantity)
     notional = position.notional(price)
@@ -254,8 +282,10 @@ def quantity_to_close(
     for rate, amount in instrument.maintenance_lines:
         below_margin = maintenance_margin - (rate * notional - amount)
         missing = deficit - (1 + policy.buffer) * below_margin
-        relief = (1 + policy.buffer) * rate - instrument.liquidation_fee_cap
-        quantity = max(quantity, multiple_up(missing, relief * price, instrument.lot_size))
+        relief = (1 + policy.buffer) * rate
+        at_the_cap = multiple_up(missing, (relief - instrument.liquidation_fee_cap) * price, instrument.lot_size)
+        at_the_most = multiple_up(missing + fee_max, relief * price, instrument.lot_size)
+        quantity = max(quantity, min(at_the_cap, at_the_most))
     left = size - quantity
     least_left = max(instrument.lot_size, instrument.min_quantity)
     return size if left < least_left or left * price < policy.remaining_notional_min else quantity

@@ -40,7 +40,8 @@ def liquidation_price(account: Account, symbol: str, market: Market) -> Decimal 
         if other.symbol != symbol:
             price = market.mark_price(other.symbol)
             maintenance_margin = market.instrument(other.symbol).maintenance_margin(other.notional(price))
-            slack_elsewhere += other.unrealised_pnl(price) - maintenance_margin
+            slack_elsewhere += other.value(price, market.funding_index(other.symbol)) - maintenance_margin
+    slack_elsewhere += position.pending_funding(market.funding_index(symbol))
     return solve_liquidation_price(position, market.instrument(symbol), slack_elsewhere)
 
 
@@ -57,7 +58,8 @@ def solve_liquidation_price(position: Position, instrument: Instrument, slack_el
     instrument : Instrument
         Of the position's symbol.
     slack_elsewhere : Decimal
-        Balance plus unrealised P&L minus maintenance margin of all other positions, in quote currency.
+        Balance, pending funding of all positions, and unrealised P&L minus maintenance margin of all others; quote
+        currency.
 
     Returns
     -------

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from margin.domain.chain import Mismatch, UnreadableError, account_of, shown
 from margin.domain.decimals import plain
-from margin.domain.ledger import ledger_amounts
+from margin.domain.event import position_entry
+from margin.domain.funding import settle_funding
+from margin.domain.ledger import balanced, ledger_amounts
 from margin.domain.liquidation import LiquidationPolicy, liquidate
 from margin.domain.market_record import mark_age_s, market_of, market_record
 from margin.errors import NoMarkPriceError
@@ -21,8 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["LIQUIDATION_RULES", "liquidation_record", "verify_liquidation"]
 
-LIQUIDATION_RULES: Final = 1
-"""Grows with every change of what a liquidation comes to: by it a later version knows what it can recompute."""
+LIQUIDATION_RULES: Final = 2
+"""Grows with every change of what a liquidation comes to: by it a later version knows what it can recompute.
+
+1: without funding; beside a stale position it could close more than was needed, where that bounded the fee.
+"""
+
 
 _INPUTS: Final = "inputs"
 _UNREADABLE: Final = (
@@ -44,7 +50,7 @@ def liquidation_record(
     Parameters
     ----------
     account : Account
-        Before it.
+        Before it, its funding settled.
     market, policy
         That it was decided on.
     result : LiquidationResult
@@ -69,10 +75,7 @@ def liquidation_record(
         "positions": [_closed(one, market) for one in result.closed],
         _INPUTS: {
             "balance": plain(account.balance),
-            "positions": {
-                symbol: {"quantity": plain(position.quantity), "entry_cost": plain(position.entry_cost)}
-                for symbol, position in sorted(account.positions.items())
-            },
+            "positions": {symbol: position_entry(position) for symbol, position in sorted(account.positions.items())},
             **market_record(market, account.positions),
             "buffer": plain(policy.buffer),
             "remaining_notional_min": plain(policy.remaining_notional_min),
@@ -112,18 +115,23 @@ def verify_liquidation(
         account = account_of(before.account_id, inputs["balance"], inputs["positions"])
         market = market_of(inputs)
         policy = LiquidationPolicy(Decimal(inputs["buffer"]), Decimal(inputs["remaining_notional_min"]))
+        settlement = settle_funding(before, market)
         result = liquidate(account, market, policy)
     except _UNREADABLE as error:
         return [Mismatch("the inputs of the liquidation cannot be read", "a record of the engine", shown(error))]
-    if account != before:
-        return [Mismatch("the liquidation was decided on another state of the account", shown(before), shown(account))]
+    if account != settlement.account:
+        found = shown(account)
+        return [
+            Mismatch("the liquidation was decided on another state of the account", shown(settlement.account), found)
+        ]
     if result is None:
         return [Mismatch("the account was not to be liquidated", "equity below maintenance margin", "neither")]
     pairs: dict[str, tuple[object, object]] = {}
     if after is not None:
         pairs["account after"] = (result.account, after)
     if ledger is not None:
-        pairs["ledger"] = (ledger_amounts(result.ledger_lines), list(ledger))
+        lines = balanced((*settlement.ledger_lines, *result.ledger_lines))
+        pairs["ledger"] = (ledger_amounts(lines), list(ledger))
     expected = liquidation_record(account, market, policy, result)
     # Everything was computed from the inputs; terms that later versions of the engine add to them are no difference.
     pairs |= {name: (value, record.get(name)) for name, value in expected.items() if name != _INPUTS}

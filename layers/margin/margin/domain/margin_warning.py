@@ -95,5 +95,5 @@ class MarginWarnings:
 
         Such a position has reached the level by being open, and prices that hurt it would be those that help otherwise.
         """
-        rates = (market.instrument(symbol).steepest_maintenance_rate for symbol in account.positions)
+        rates = (rate for symbol in account.positions for rate, _ in market.guarded_lines(symbol))
         return LIQUIDATION_PCT if any(rate * 100 >= self.utilisation_pct for rate in rates) else self.utilisation_pct

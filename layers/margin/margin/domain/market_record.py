@@ -1,4 +1,7 @@
-"""The market as it is recorded with a decision, in JSON values: enough to decide anew."""
+"""The market as it is recorded with a decision, in JSON values: enough to decide anew.
+
+Rules that are staged, and shifts of triggers, decide nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from margin.domain.decimals import plain
+from margin.domain.funding import Funding
 from margin.domain.instrument_terms import instrument_of, terms_of
 from margin.domain.market import Mark, Market
 
@@ -16,7 +20,7 @@ __all__ = ["mark_age_s", "market_of", "market_record"]
 
 
 def market_record(market: Market, symbols: Iterable[str]) -> dict[str, object]:
-    """Return marks with their times, instruments and the moment at which they were judged, of some symbols.
+    """Return marks with their times, instruments, funding and the moment at which they were judged, of some symbols.
 
     Raises
     ------
@@ -24,10 +28,15 @@ def market_record(market: Market, symbols: Iterable[str]) -> dict[str, object]:
         When a symbol has no mark price.
     """
     ordered = sorted(symbols)
+    waiting = {symbol: plain(market.waiting[symbol]) for symbol in ordered if symbol in market.waiting}
     return {
         "marks": {symbol: _mark_fields(market.marks[symbol]) for symbol in ordered},
         "instruments": {symbol: terms_of(market.instrument(symbol)) for symbol in ordered},
+        "funding_indexes": {
+            symbol: plain(market.funding_index(symbol)) for symbol in ordered if symbol in market.funding
+        },
         "now_us": market.now_us,
+        **({"waiting": waiting} if waiting else {}),
     }
 
 
@@ -46,6 +55,8 @@ def market_of(record: Mapping[str, Any]) -> Market:
         },
         {symbol: instrument_of(terms) for symbol, terms in record["instruments"].items()},
         record["now_us"],
+        {symbol: Funding(index=Decimal(index)) for symbol, index in record.get("funding_indexes", {}).items()},
+        waiting={symbol: Decimal(price) for symbol, price in record.get("waiting", {}).items()},
     )
 
 

@@ -48,6 +48,7 @@ class PositionRisk:
     mark_price: Decimal
     notional: Decimal
     unrealised_pnl: Decimal
+    pending_funding: Decimal
     maintenance_margin: Decimal
     liquidation_price: Decimal | None
 
@@ -115,6 +116,8 @@ def calculate_maintenance_margin_required(
 def assess(account: Account, market: Market) -> AccountRisk:
     """Equity, initial and maintenance margin of an account at mark prices, however old those are.
 
+    Pending funding is part of equity, exactly as it stands.
+
     Raises
     ------
     NoMarkPriceError
@@ -142,7 +145,8 @@ def liquidation_assessment(account: Account, market: Market) -> AccountRisk:
     """Assess as :func:`assess`, giving the account the benefit of the doubt about stale marks.
 
     A position whose mark is stale is valued at that mark moved by the price band in the account's favour: up for a
-    long, down for a short. Nobody is liquidated only because a price stopped moving.
+    long, down for a short; at a price that waits to be confirmed where that is better still. Nobody is liquidated only
+    because a price stopped moving, or because one half of a hedge is believed before the other.
 
     Raises
     ------
@@ -172,6 +176,8 @@ def is_liquidatable(account: Account, market: Market) -> bool:
 def favourable_price(position: Position, market: Market) -> Decimal:
     """Price of a position in :func:`liquidation_assessment`: its mark, moved in its favour where that is stale.
 
+    It moves by the price band, and as far as a price that waits to be confirmed where that is further.
+
     Raises
     ------
     NoMarkPriceError
@@ -181,20 +187,23 @@ def favourable_price(position: Position, market: Market) -> Decimal:
     if not market.is_stale(position.symbol):
         return mark_price
     band = market.instrument(position.symbol).price_band
-    return mark_price * (1 + band if position.quantity > 0 else 1 - band)
+    waiting = market.waiting.get(position.symbol, mark_price)
+    if position.quantity > 0:
+        return max(mark_price * (1 + band), waiting)
+    return min(mark_price * (1 - band), waiting)
 
 
 def _assess_at(account: Account, market: Market, price_of: Callable[[Position], Decimal]) -> AccountRisk:
-    unrealised_pnls: list[Decimal] = []
+    values: list[Decimal] = []
     initial_margin = maintenance_margin = Decimal(0)
     for position in account.positions.values():
         price = price_of(position)
         notional = position.notional(price)
         instrument = market.instrument(position.symbol)
-        unrealised_pnls.append(position.unrealised_pnl(price))
+        values.append(position.value(price, market.funding_index(position.symbol)))
         initial_margin += instrument.initial_margin(notional)
         maintenance_margin += instrument.maintenance_margin(notional)
-    return AccountRisk(calculate_equity(account.balance, unrealised_pnls), initial_margin, maintenance_margin)
+    return AccountRisk(calculate_equity(account.balance, values), initial_margin, maintenance_margin)
 
 
 def _position_risk(position: Position, market: Market, slack: Decimal) -> PositionRisk:
@@ -202,6 +211,7 @@ def _position_risk(position: Position, market: Market, slack: Decimal) -> Positi
     instrument = market.instrument(position.symbol)
     notional = position.notional(mark_price)
     unrealised_pnl = position.unrealised_pnl(mark_price)
+    pending_funding = position.pending_funding(market.funding_index(position.symbol))
     maintenance_margin = instrument.maintenance_margin(notional)
     return PositionRisk(
         symbol=position.symbol,
@@ -210,6 +220,7 @@ def _position_risk(position: Position, market: Market, slack: Decimal) -> Positi
         mark_price=mark_price,
         notional=notional,
         unrealised_pnl=unrealised_pnl,
+        pending_funding=pending_funding,
         maintenance_margin=maintenance_margin,
         liquidation_price=solve_liquidation_price(position, instrument, slack - unrealised_pnl + maintenance_margin),
     )

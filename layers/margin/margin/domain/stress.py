@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from margin.domain.decimals import exact, round_down, round_up
-from margin.domain.liquidation import liquidation_fee, quantity_to_close
+from margin.domain.liquidation import fee_room, liquidation_fee, quantity_to_close
 from margin.domain.market import Mark
 from margin.domain.risk import favourable_price
 
@@ -76,7 +76,8 @@ def moved_market(market: Market, moves: Mapping[str, Decimal]) -> Market:
     market : Market
     moves : mapping of str to Decimal
         By symbol the share of its mark by which the price moves, from `MOVE_MIN` to `MOVE_MAX`, 8 decimals at most:
-        -0.3 is a fall by 30 %. A moved mark is fresh, however old it was, and rounded up to 8 decimals, as marks have.
+        -0.3 is a fall by 30 %. A moved mark is fresh, however old it was and whatever waits to be confirmed beside it,
+        and rounded up to 8 decimals, as marks have.
 
     Raises
     ------
@@ -90,7 +91,8 @@ def moved_market(market: Market, moves: Mapping[str, Decimal]) -> Market:
     marks = {
         symbol: Mark(round_up(market.mark_price(symbol) * (1 + move)), market.now_us) for symbol, move in moves.items()
     }
-    return replace(market, marks={**market.marks, **marks})
+    waiting = {symbol: price for symbol, price in market.waiting.items() if symbol not in moves}
+    return replace(market, marks={**market.marks, **marks}, waiting=waiting)
 
 
 class StressTest:
@@ -183,7 +185,7 @@ class StressTest:
         held = account.positions
         margins = {symbol: self._margin(symbol, abs(one.quantity) * prices[symbol]) for symbol, one in held.items()}
         margin = sum(margins.values(), start=_ZERO)
-        gains = {symbol: one.quantity * prices[symbol] - one.entry_cost for symbol, one in held.items()}
+        gains = {symbol: self._value(one, one.quantity * prices[symbol]) for symbol, one in held.items()}
         equity = sum(gains.values(), start=account.balance)
         shortfall = round_up(max(_ZERO, -equity))
         # What speaks for the account about stale marks is nothing that a fee can be taken from.
@@ -199,7 +201,8 @@ class StressTest:
             position, price, instrument = held[symbol], prices[symbol], self._market.instrument(symbol)
             quantity = size = abs(position.quantity)
             if equity > 0:
-                quantity = quantity_to_close(position, price, instrument, deficit, self._policy)
+                room = fee_room(equity - doubt, left)
+                quantity = quantity_to_close(position, price, instrument, deficit, self._policy, fee_max=room)
             margin -= margins[symbol]
             if quantity < size:
                 margin += self._margin(symbol, (size - quantity) * price)
@@ -214,9 +217,15 @@ class StressTest:
         return _Closing(notional, _ZERO if left else shortfall, fees) if fresh else None
 
     def _slack(self, position: Position, price: Decimal) -> Decimal:
-        """Calculate what a position adds to H at a price: q * p - c - MM."""
-        value = position.quantity * price
-        return value - position.entry_cost - self._margin(position.symbol, abs(value))
+        """Calculate what a position adds to H at a price: q * p - c, its pending funding, less its margin."""
+        signed_notional = position.quantity * price
+        return self._value(position, signed_notional) - self._margin(position.symbol, abs(signed_notional))
+
+    def _value(self, position: Position, signed_notional: Decimal) -> Decimal:
+        """Calculate what a position adds to equity; where nothing was ever paid, one product less of a hot loop."""
+        value = signed_notional - position.entry_cost + position.entry_funding
+        index = self._market.funding_index(position.symbol)
+        return value - position.quantity * index if index else value
 
     def _margin(self, symbol: str, notional: Decimal) -> Decimal:
         """Maintenance margin of a notional: the largest of the tiers' lines."""

@@ -9,6 +9,7 @@ from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError, ResponseValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from margin.caller import Caller, caller_of
 from margin.errors import InvalidRequestError, MarginError, UnavailableError
@@ -111,6 +112,7 @@ def create_app(*routers: APIRouter, title: str, version: str, description: str, 
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         generate_unique_id_function=_operation_id,
     )
+    app.state.routes = []
     names: set[str] = set()
     for router in routers:
         for route in router.routes:
@@ -124,6 +126,7 @@ def create_app(*routers: APIRouter, title: str, version: str, description: str, 
                 message = f"two endpoints are called {route.name}: operation ids must be unique"
                 raise ValueError(message)
             names.add(route.name)
+            app.state.routes.append(route)
         app.include_router(router)
     app.add_middleware(_Outermost)
     app.exception_handler(MarginError)(_on_margin_error)
@@ -160,7 +163,11 @@ async def _on_http_exception(request: HttpRequest, error: HTTPException) -> Resp
     if error.status_code == UnknownPathError.status:
         return problem_response(UnknownPathError("This API has no such path."), request.scope, headers=headers)
     if error.status_code == MethodNotAllowedError.status:
-        detail = f"Allowed here: {headers.get('Allow', '')}."
+        # The framework names the methods of the first route alone.
+        here = (route for route in request.app.state.routes if route.matches(request.scope)[0] is Match.PARTIAL)
+        methods = {method for route in here for method in route.methods}
+        headers["Allow"] = ", ".join(sorted(methods)) or headers.get("Allow", "")
+        detail = f"Allowed here: {headers['Allow']}."
         return problem_response(MethodNotAllowedError(detail), request.scope, headers=headers)
     raise error  # nothing of ours raises others: a 500, with its stack trace in the log
 

@@ -34,6 +34,8 @@ MONEY_TEXT_LENGTH_MAX = 64
 
 SYMBOL_PATTERN = r"^[A-Z0-9][A-Z0-9._-]{0,31}$"
 IDEMPOTENCY_KEY_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
+CLIENT_ORDER_ID_PATTERN = r"^[ -~]{1,64}$"
+SOURCE_PATTERN = r"^[ -~]{1,64}$"
 CURSOR_PATTERN = r"^[A-Za-z0-9_-]+={0,2}$"
 MONEY_PATTERN = r"^(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?$"
 DECIMAL_TEXT_PATTERN = r"^-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?$"
@@ -42,6 +44,7 @@ ACCOUNT_ID_PATTERN = r"^[1-9][0-9]{0,18}$"
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _MONEY = re.compile(r"-?" + MONEY_PATTERN[1:-1])
+_SOURCE = re.compile(SOURCE_PATTERN[1:-1])
 _ACCOUNT_ID = re.compile(ACCOUNT_ID_PATTERN[1:-1])
 _LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)", re.ASCII)
@@ -175,6 +178,18 @@ SymbolPath = Annotated[
     Path(pattern=SYMBOL_PATTERN, max_length=32, description="The instrument's symbol.", examples=["BTC-PERP"]),
 ]
 SideText = Literal["BUY", "SELL"]
+LiquidityText = Annotated[
+    Literal["MAKER", "TAKER"],
+    Field(description="Whose order waited in the book (MAKER), or met it there (TAKER): it decides which fee is paid."),
+]
+ClientOrderId = Annotated[
+    str,
+    StringConstraints(pattern=CLIENT_ORDER_ID_PATTERN, max_length=64),
+    Field(
+        description="What the caller knows the order by: recorded and answered, never interpreted, never unique.",
+        examples=["grid-17/BUY/3"],
+    ),
+]
 
 
 # --- headers and query parameters ---
@@ -197,6 +212,12 @@ def _timestamp(value: Any) -> datetime:
         "timestamp",
         "must be an ISO 8601 date and time with an offset, such as 2026-01-31T12:00:00Z (in a query, write + as %2B)",
     )
+
+
+def _source(value: Any) -> str:
+    if isinstance(value, str) and _SOURCE.fullmatch(value):
+        return value
+    _refuse("source", "must be a string of 1 to 64 printable ASCII characters")
 
 
 def _timestamp_text(value: datetime) -> str:
@@ -245,6 +266,18 @@ ObservedAt = Annotated[
                 "older than the stored price's is refused; an equal one is the same price again, or corrected."
             ),
             "examples": ["2026-01-31T12:00:00Z"],
+        }
+    ),
+]
+Source = Annotated[
+    str | None,
+    PlainValidator(_source),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": SOURCE_PATTERN,
+            "description": "Where the price is from: 1 to 64 printable ASCII characters, kept beside it as they are.",
+            "examples": ["index-1"],
         }
     ),
 ]

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from margin.domain.account import Account
     from margin.domain.event import Event, StoredEvent
+    from margin.domain.mark_jump import MarkCandidate
     from margin.domain.market import Mark, Market
-    from margin.domain.safe_zone import Trigger
+    from margin.domain.safe_zone import Trigger, TriggerSide
     from margin.ports.history import HistoryAccount, HistoryKey, RememberedKey
 
 
@@ -54,8 +55,9 @@ class AccountView:
 class Commit:
     """One event of one account, and everything that must still be as it was when the event was decided.
 
-    ``wants_pending``: whether the reply is to bring the account's pending events; it does so anyhow while one of them
-    waits that history has to acknowledge.
+    ``instrument_versions`` are as `Market.instrument_version` names them, ``funding`` how many payments of each symbol
+    were taken into account. ``wants_pending``: whether the reply is to bring the account's pending events; it does so
+    anyhow while one of them waits that history has to acknowledge.
     """
 
     event: Event
@@ -65,7 +67,8 @@ class Commit:
     expected_version: str
     account: Account
     triggers: Mapping[str, Trigger]
-    instrument_versions: Mapping[str, int]
+    instrument_versions: Mapping[str, str]
+    funding: Mapping[str, int]
     controls: Mapping[str, str]
     hold: str
     marks: Mapping[str, Decimal]
@@ -147,14 +150,31 @@ class SweepProgress:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SetAside:
+    """Why a price is not the mark yet: the mark in force, and how far from it a price may be, as a share of it.
+
+    ``moved_mark`` where the price was one more to say that the mark moved, so that the one that waited before is it.
+    """
+
+    mark_price: Decimal
+    jump_max: Decimal
+    moved_mark: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class MarkUpdate:
-    """What a mark price did: how many are at risk, the first of them, and some of those who may have to be warned."""
+    """What a mark price did: how many are at risk, the first of them, and some of those who may have to be warned.
+
+    One that was ``set_aside`` is not the mark; ``stamp_us`` is that of the mark in force, and whoever is crossed is
+    crossed by that.
+    """
 
     symbol: str
     stamp_us: int
     crossed_count: int
     crossed: tuple[int, ...]
     to_warn: tuple[int, ...] = ()
+    set_aside: SetAside | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +184,7 @@ class AccountLoad:
     Only if Redis still holds it at ``expected_version`` and, where one is named, the forked event still waits; and
     where there is a ``guard``, the token of an opening or a hold on the account, only while that is in force. Of
     ``swept_symbols`` the account has no triggers then but those named here. ``kept_keys`` were put back before and
-    stay, though their events wait.
+    stay, though their events wait. ``instrument_versions`` are those that the triggers were made for.
     """
 
     row: HistoryAccount
@@ -176,6 +196,19 @@ class AccountLoad:
     guard: str = ""
     swept_symbols: Sequence[str] = ()
     kept_keys: Sequence[str] = ()
+    instrument_versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Anchor:
+    """Triggers of an account at one version, and the rules of its symbols that they were made for."""
+
+    account_id: int
+    version: str
+    triggers: Mapping[str, Trigger]
+    warnings: Mapping[str, Trigger] = dataclasses.field(default_factory=dict)
+    warned: bool = False
+    instrument_versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Loaded(StrEnum):
@@ -208,20 +241,20 @@ class AccountStore(Protocol):
     async def commit(self, commit: Commit) -> CommitReply:
         """Write one event, all or nothing, in one round trip."""
 
-    async def anchor(
-        self,
-        account_id: int,
-        version: str,
-        triggers: Mapping[str, Trigger],
-        *,
-        warnings: Mapping[str, Trigger] | None = None,
-        warned: bool = False,
-        epoch: int | None = None,
-    ) -> bool | None:
+    async def anchor(self, anchor: Anchor, *, epoch: int | None = None) -> bool | None:
         """Replace an account's triggers, those of warnings too; True when one of liquidation is crossed already.
 
-        None when the account has changed.
+        None when the account has changed, or the rules of a symbol that the triggers were made for.
         """
+
+    async def anchor_all(self, partition: int, anchors: Sequence[Anchor], *, epoch: int) -> list[bool | None]:
+        """Do that for accounts of one partition, each by itself."""
+
+    async def scan_holders(self, partition: int, symbol: str, side: TriggerSide, cursor: str) -> SweepPage:
+        """Read some accounts that hold a symbol on one side; everyone who keeps holding it is seen once at least."""
+
+    async def cross(self, account_id: int, guard: str) -> bool:
+        """Let every price cross an account's triggers, so that it is evaluated; False without the guard in force."""
 
     async def pending(self, account_ids: Sequence[int]) -> dict[int, tuple[StoredEvent, ...]]:
         """Events that history may not have yet of accounts of one partition, oldest first; only of those with some."""
@@ -310,13 +343,24 @@ class AccountStore(Protocol):
 class MarketStore(Protocol):
     """Mark prices and instruments in Redis."""
 
-    async def market(self) -> Market:
-        """All marks and instruments, as partition 0 holds them."""
+    async def market(self, partition: int = 0) -> Market:
+        """All marks, instruments and funding, as a partition holds them."""
+
+    async def market_and_candidates(self) -> tuple[Market, dict[str, MarkCandidate]]:
+        """Read the same of partition 0, and the prices that wait to be confirmed, of one moment."""
 
     async def set_marks(
-        self, prices: Mapping[str, Decimal], *, crossed_max: int, observed_us: Mapping[str, int] | None = None
+        self,
+        prices: Mapping[str, Decimal],
+        *,
+        crossed_max: int,
+        observed_us: Mapping[str, int] | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> list[MarkUpdate]:
-        """Store mark prices, all or none, in every partition and answer whom they bring to evaluation."""
+        """Store mark prices, but those that move too far, in every partition and answer whom they bring to evaluation.
+
+        All or none where one is refused.
+        """
 
     async def align_marks(self) -> int:
         """Bring partitions that lag behind partition 0 up to its marks; how many marks that took."""
@@ -325,7 +369,7 @@ class MarketStore(Protocol):
         """Give a closed partition the marks that it lacks, or has only older than these, as stale; how many."""
 
     async def forget_marks(self, partition: int) -> None:
-        """Drop the marks of a closed partition."""
+        """Drop the marks and the funding of a closed partition."""
 
     async def sweep_triggers(self, partition: int) -> int:
         """Take triggers away whose account does not hold their symbol; how many that were."""

@@ -63,6 +63,7 @@ class HotPosition:
 
     quantity: str
     entry_cost: str
+    entry_funding: str
     sides: tuple[TriggerSide, ...]
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from margin.domain.market import Mark
     from margin.ports import StoredResult
     from margin.ports.opening import OpeningRecord
-    from margin.ports.queries import LiquidationPage, LiquidationQuery, TradeQuery
+    from margin.ports.queries import LiquidationPage, LiquidationQuery, MarkSampleQuery, TradeQuery
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,10 +144,16 @@ class History(Protocol):
         """Accounts that changed in the last seconds, the latest first."""
 
     async def save_marks(self, marks: Mapping[str, Mark]) -> None:
-        """Keep the last mark prices; older ones than those kept change nothing."""
+        """Keep the last mark prices, where older ones change nothing, and add all to their history, by their stamps."""
 
     async def marks(self) -> dict[str, Mark]:
         """Mark prices that were kept last."""
+
+    async def forget_mark_samples(self, before_us: int, limit: int) -> int:
+        """Take some of the mark prices that are from before a moment out of their history; how many."""
+
+    async def mark_samples(self, query: MarkSampleQuery) -> list[dict[str, Any]]:
+        """Mark prices that a symbol had."""
 
     async def ledger_sums(self, ledger_accounts: Sequence[LedgerAccount]) -> dict[LedgerAccount, Decimal]:
         """Sum of each of some ledger accounts over all accounts; those without a line are left out."""

@@ -36,7 +36,8 @@ class Opening:
     epoch when it began: partitions with a later one are done. ``after`` is the last account that is done, ``accounts``
     and ``loaded`` count those that history has and those that were put back, so far. ``epoch`` is the one that begins
     with it, ``basis`` that of the last opening in history after which the partition can have changed. ``sweep_cursor``
-    is from where on a rebuild still has to look for false keys.
+    is from where on a rebuild still has to look for false keys. ``reload``: the partition was given rules of symbols
+    that its triggers may not have been made by.
     """
 
     partition: int
@@ -49,11 +50,23 @@ class Opening:
     accounts: int = 0
     loaded: int = 0
     sweep_cursor: str = "0"
+    reload: bool = False
 
     @property
     def rebuild(self) -> bool:
-        """Whether every account is loaded."""
+        """Whether it takes history for right whatever Redis says; every account is loaded then."""
         return self.rebuild_epoch > 0
+
+    @property
+    def loads_all(self) -> bool:
+        """Whether every account is loaded, so that all triggers are made anew."""
+        return self.rebuild or self.reload
+
+    def begin_anew(self) -> None:
+        """Load every account, from the first one on, as the store has noted already."""
+        self.reload = True
+        self.after = self.accounts = self.loaded = 0
+        self.sweep_cursor = "0"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -22,6 +22,17 @@ class TradeQuery:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MarkSampleQuery:
+    """Which sampled mark prices of a symbol, newest first; ``before_us`` continues a page."""
+
+    symbol: str
+    since_us: int | None = None
+    until_us: int | None = None
+    before_us: int | None = None
+    limit: int = 100
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LiquidationQuery:
     """Which liquidations, newest first; ``before`` (timestamp in us, id) continues a page.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from margin.domain.event import StoredEvent
-    from margin.ports.audit import HotAccount
+    from margin.ports.audit import HotAccount, HotPosition
 
 _NOTHING = "nothing"
 
@@ -126,15 +126,21 @@ def _state(head: Head, hot: HotAccount) -> Iterator[Mismatch]:
         yield Mismatch("Redis holds another balance", plain(head.account.balance), shown(hot.balance or _NOTHING))
     for symbol in sorted({*held, *hot.positions}):
         here = hot.positions.get(symbol)
-        fields = {"quantity": here.quantity, "entry_cost": here.entry_cost} if here else None
+        fields = dataclasses.asdict(here) if here else None
         try:
             found = account_of(account_id, "0", {symbol: fields}).positions.get(symbol)
         except UnreadableError:
             found = None
         if found != held.get(symbol):
             expected = shown_positions({symbol: held[symbol]} if symbol in held else {})
-            text = f"{symbol} {here.quantity} for {here.entry_cost}" if here else _NOTHING
-            yield Mismatch(f"Redis holds another position in {symbol}", expected, shown(text))
+            yield Mismatch(f"Redis holds another position in {symbol}", expected, shown(_shown(symbol, here)))
+
+
+def _shown(symbol: str, here: HotPosition | None) -> str:
+    if here is None:
+        return _NOTHING
+    text = f"{symbol} {here.quantity} for {here.entry_cost}"
+    return text if here.entry_funding in {"0", ""} else f"{text} funded to {here.entry_funding}"
 
 
 def _triggers(hot: HotAccount) -> Iterator[Mismatch]:

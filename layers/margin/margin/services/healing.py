@@ -79,7 +79,8 @@ class HealingService:
                 return False
             if forked_event_id is None and not is_behind(version, row.version):
                 return False
-            (load,) = await self.loads([row], {account_id: version}, await self._market.market(), writer)
+            market = await self._market.market(account_id % self._accounts.partitions)
+            (load,) = await self.loads([row], {account_id: version}, market, writer)
             loaded = await self._accounts.load(dataclasses.replace(load, forked_event_id=forked_event_id))
             if loaded is Loaded.CHANGED:
                 continue
@@ -101,6 +102,8 @@ class HealingService:
     ) -> list[AccountLoad]:
         """Prepare the loading of accounts from history, each if Redis still has it at its version.
 
+        ``market`` is that of their partition.
+
         Of an account that has very many keys the older ones are put back here already. ``guard`` is the opening or the
         hold under which alone they are loaded; see `margin.ports.AccountLoad`.
 
@@ -117,6 +120,7 @@ class HealingService:
                 warnings=self._warnings.triggers(row.account, market, warned=False)[0],
                 expected_version=versions[row.account.account_id],
                 guard=guard,
+                instrument_versions={symbol: market.instrument_version(symbol) for symbol in row.account.positions},
             )
             for row in rows
         ]

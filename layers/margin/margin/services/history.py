@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from margin.domain.ledger import LedgerAccount
 from margin.errors import CursorInvalidError, UnknownAccountError
-from margin.ports.queries import LiquidationQuery, TradeQuery
+from margin.ports.queries import LiquidationQuery, MarkSampleQuery, TradeQuery
 from margin.services.cursors import decode_cursor, encode_cursor
 
 if TYPE_CHECKING:
@@ -73,6 +73,32 @@ class HistoryService:
         rows = rows[:limit]
         return HistoryPage(rows, encode_cursor(f"trades:{account_id}", rows[-1]["id"]) if more else None)
 
+    async def mark_prices(
+        self,
+        symbol: str,
+        *,
+        since_us: int | None = None,
+        until_us: int | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> HistoryPage:
+        """Mark prices that a symbol had, as sampled; ``since_us`` is inclusive, ``until_us`` exclusive.
+
+        Raises
+        ------
+        CursorInvalidError, UnavailableError
+        """
+        before_us = None
+        if cursor is not None:
+            (before_us,) = decode_cursor(f"mark-prices:{symbol}", cursor, int)
+            _require_moment(before_us)
+        rows = await self._history.mark_samples(
+            MarkSampleQuery(symbol=symbol, since_us=since_us, until_us=until_us, before_us=before_us, limit=limit + 1)
+        )
+        more = len(rows) > limit
+        rows = rows[:limit]
+        return HistoryPage(rows, encode_cursor(f"mark-prices:{symbol}", rows[-1]["timestamp_us"]) if more else None)
+
     async def fund_deficit(self) -> Decimal:
         """Compute what liquidated accounts could not pay and the insurance fund does not cover; 0 when it does.
 
@@ -95,11 +121,15 @@ class HistoryService:
         before = None
         if cursor is not None:
             at_us, before_id = decode_cursor("liquidations", cursor, int, int)
-            if at_us >= _TIMESTAMP_US_MAX:
-                message = "The cursor was not made by this endpoint; take next_cursor from its last answer, unchanged."
-                raise CursorInvalidError(message)
+            _require_moment(at_us)
             before = (at_us, before_id)
         page = await self._history.liquidations(LiquidationQuery(account_id=account_id, before=before, limit=limit))
         last = page.rows[-1] if page.rows else {}
         next_cursor = encode_cursor("liquidations", last["timestamp_us"], last["id"]) if page.more else None
         return HistoryPage(page.rows, next_cursor)
+
+
+def _require_moment(cursor_us: int) -> None:
+    if cursor_us >= _TIMESTAMP_US_MAX:
+        message = "The cursor was not made by this endpoint; take next_cursor from its last answer, unchanged."
+        raise CursorInvalidError(message)

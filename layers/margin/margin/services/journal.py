@@ -1,7 +1,7 @@
 """The write path: how an event of an account happens, once, and gets into history.
 
 1. Read the account from Redis, in one round trip; meanwhile reserve a connection to history.
-2. Decide, with the domain alone.
+2. Settle the account's funding and decide, with the domain alone.
 3. Commit in Redis, in one round trip, if nothing that the decision used has changed.
 4. Append to history, in one round trip, then take the event off the pending list.
 
@@ -31,10 +31,13 @@ from margin.domain.event import (
     StoredEvent,
     canonical,
     digest,
+    funding_entries,
     ledger_entries,
     parse_version,
     position_changes,
 )
+from margin.domain.funding import FundingSettlement, settle_funding
+from margin.domain.ledger import balanced
 from margin.domain.margin_warning import MarginWarnings
 from margin.domain.safe_zone import triggers
 from margin.errors import (
@@ -213,12 +216,13 @@ class Journal:
                 # After a lost reply it is this very request that is replayed: nobody has looked at its triggers.
                 return await self._replay(request, key, view, view.replay, writer, crossed=lost)
             try:
-                decision = decide(view)
+                settled, settlement = settled_view(view)
+                decision = decide(settled)
                 if decision is None and not lost:
                     return None
                 if decision is None:
                     raise _unknown(key)
-                reply = await self._commit(request, key, view, decision)
+                reply = await self._commit(request, key, view, decision, settlement)
                 if isinstance(reply, StoredResult):
                     return await self._replay(request, key, view, reply, writer, crossed=True)
                 if isinstance(reply, Committed):
@@ -286,9 +290,14 @@ class Journal:
         return await self._accounts.read(request.account_id, symbol=request.symbol, key=key)
 
     async def _commit(
-        self, request: WriteRequest, key: str, view: AccountView, decision: Decision
+        self,
+        request: WriteRequest,
+        key: str,
+        view: AccountView,
+        decision: Decision,
+        settlement: FundingSettlement | None,
     ) -> Committed | StoredResult | Conflict:
-        commit = self._build(request, key, view, decision)
+        commit = self._build(request, key, view, decision, settlement)
         try:
             return await self._accounts.commit(commit)
         except RedisRefusedError:
@@ -303,8 +312,16 @@ class Journal:
                 raise _unknown(key) from error
             return asked.replay or REPLY_LOST
 
-    def _build(self, request: WriteRequest, key: str, view: AccountView, decision: Decision) -> Commit:
+    def _build(
+        self,
+        request: WriteRequest,
+        key: str,
+        view: AccountView,
+        decision: Decision,
+        settlement: FundingSettlement | None,
+    ) -> Commit:
         n, previous_event_id = parse_version(view.version)
+        lines, payments = ((), ()) if settlement is None else (settlement.ledger_lines, settlement.payments)
         event = Event(
             type=decision.type,
             account_id=request.account_id,
@@ -319,9 +336,10 @@ class Journal:
             source_ip=request.caller.source_ip,
             balance=plain(decision.account.balance),
             positions=position_changes(view.account, decision.account),
-            ledger=ledger_entries(decision.ledger_lines),
+            ledger=ledger_entries(balanced((*lines, *decision.ledger_lines))),
             detail=decision.detail,
             result=decision.result,
+            funding=funding_entries(payments),
         )
         body = event.body()
         held = view.account.positions if view.account is not None else {}
@@ -338,7 +356,8 @@ class Journal:
             triggers=triggers(decision.account, view.market),
             warnings=warnings,
             warned=warned,
-            instrument_versions={symbol: view.market.instrument(symbol).version for symbol in sorted(symbols)},
+            instrument_versions={symbol: view.market.instrument_version(symbol) for symbol in sorted(symbols)},
+            funding={symbol: view.market.funding_of(symbol).n for symbol in sorted(symbols)},
             controls=view.controls,
             hold=view.hold,
             marks=decision.marks,
@@ -449,6 +468,16 @@ def _unknown(key: str) -> OutcomeUnknownError:
     return OutcomeUnknownError(
         f"Redis did not say whether the request was executed. Retry it with Idempotency-Key: {key}"
     )
+
+
+def settled_view(view: AccountView) -> tuple[AccountView, FundingSettlement | None]:
+    """Return an account as every decision finds it, its funding settled, and what that moved."""
+    if view.account is None:
+        return view, None
+    settlement = settle_funding(view.account, view.market)
+    if not settlement.payments:
+        return view, None
+    return dataclasses.replace(view, account=settlement.account), settlement
 
 
 def _check_same_request(request: WriteRequest, replay: StoredResult) -> None:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from margin.ports.opening import PartitionStore
     from margin.services.controls import ControlService
     from margin.services.drain import DrainService
+    from margin.services.funding_restore import FundingRestoreService
     from margin.services.healing import HealingService
+    from margin.services.instrument_restore import InstrumentRestoreService
 
 TAKEN_OVER = "Another process has taken over the opening of the state, or Redis was emptied meanwhile; try again."
 
@@ -26,7 +28,9 @@ class Layout:
     market: MarketStore
     healing: HealingService
     controls: ControlService
+    funding: FundingRestoreService
     drain: DrainService
+    instruments: InstrumentRestoreService
 
 
 def require_ours(ours: bool) -> None:

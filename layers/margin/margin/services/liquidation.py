@@ -13,16 +13,16 @@ from margin.domain.liquidation import LiquidationPolicy, liquidate
 from margin.domain.liquidation_record import liquidation_record
 from margin.domain.margin_warning import MarginWarnings
 from margin.domain.risk import is_liquidatable
-from margin.domain.safe_zone import triggers
 from margin.errors import NoMarkPriceError
 from margin.observability import MetricName, count, logger
+from margin.services.anchors import anchor_of
 from margin.services.journal import Decision, Journal, Outcome, WriteRequest
 from margin.services.quietly import each_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from margin.domain.market import Mark
+    from margin.domain.market import Market
     from margin.ports import AccountStore, AccountView, MarketStore
 
 _ANCHOR_ATTEMPTS_MAX = 5
@@ -95,15 +95,16 @@ class LiquidationService:
         ConflictError, UnavailableError
             Nothing was decided; the account's triggers stay crossed, so the next mark price or scan comes back to it.
         """
-        seen: tuple[str, Mapping[str, Mark], Mapping[str, str]] | None = None
+        seen: tuple[str, Market, Mapping[str, str]] | None = None
         for _ in range(_ANCHOR_ATTEMPTS_MAX):
             view = await self._accounts.read(account_id)
             if view.account is None or not view.account.positions:
                 return Verdict.ANCHORED
             # Without any slack, or with a stale mark, triggers are crossed where they are: nothing new to decide.
-            if seen == (view.version, view.market.marks, view.controls):
+            found = (view.version, dataclasses.replace(view.market, now_us=0), view.controls)
+            if seen == found:
                 return Verdict.UNDECIDED
-            seen = (view.version, view.market.marks, view.controls)
+            seen = found
             count(MetricName.ACCOUNTS_EVALUATED)
             verdict = await self._judge(account_id, view)
             if verdict is not None:
@@ -142,16 +143,13 @@ class LiquidationService:
             return Verdict.UNDECIDED
         if liquidatable:
             return await self._liquidate(account_id, view)
-        return await self._anchor(account_id, view)
+        return await self._anchor(view)
 
-    async def _anchor(self, account_id: int, view: AccountView) -> Verdict | None:
+    async def _anchor(self, view: AccountView) -> Verdict | None:
         if view.account is None:
             return Verdict.ANCHORED
-        anchors = triggers(view.account, view.market)
-        warnings, warned = self._warnings.triggers(view.account, view.market, warned=view.warned)
-        crossed = await self._accounts.anchor(
-            account_id, view.version, anchors, warnings=warnings, warned=warned, epoch=view.epoch
-        )
+        anchor = anchor_of(view.account, view.version, view.market, self._warnings, warned=view.warned)
+        crossed = await self._accounts.anchor(anchor, epoch=view.epoch)
         return Verdict.ANCHORED if crossed is False else None
 
     async def _liquidate(self, account_id: int, view: AccountView) -> Verdict | None:

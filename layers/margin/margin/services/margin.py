@@ -5,20 +5,28 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from margin.domain.funding import settle_funding
 from margin.domain.risk import AccountRisk, PositionRisk, assess, assess_positions, is_liquidatable
 from margin.errors import UnknownAccountError
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from margin.domain.account import Account
     from margin.ports import AccountStore
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AccountMargin:
-    """One account with its risk at the marks in force; ``liquidation_risk`` says that the engine is to liquidate it."""
+    """One account with its risk at the marks in force.
+
+    ``withdrawable`` is what may leave it after its funding is settled, as it is before anything leaves;
+    ``liquidation_risk`` says that the engine is to liquidate it.
+    """
 
     account: Account
     risk: AccountRisk
+    withdrawable: Decimal
     liquidation_risk: bool
     positions: tuple[PositionRisk, ...]
 
@@ -48,9 +56,12 @@ class MarginService:
         view = await self._accounts.read(account_id)
         if view.account is None:
             raise UnknownAccountError(account_id)
+        risk = assess(view.account, view.market)
+        settled = settle_funding(view.account, view.market).account
         return AccountMargin(
             account=view.account,
-            risk=assess(view.account, view.market),
+            risk=risk,
+            withdrawable=risk.withdrawable(settled.balance),
             liquidation_risk=is_liquidatable(view.account, view.market),
             positions=tuple(assess_positions(view.account, view.market)),
         )

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from margin.domain.decimals import plain
 from margin.domain.event import EventType
 from margin.domain.risk import assess, is_liquidatable
-from margin.domain.safe_zone import triggers
 from margin.errors import NoMarkPriceError
 from margin.observability import MetricName, count, logger
+from margin.services.anchors import anchor_of
 from margin.services.journal import Decision, Journal, WriteRequest
 from margin.services.quietly import each_quietly
 
@@ -93,11 +93,8 @@ class MarginWarningService:
                     continue
                 await self._look_on(account_id, crossed=outcome.crossed)
                 return True
-            anchors = triggers(account, market)
-            warnings, warned = self._warnings.triggers(account, market, warned=view.warned)
-            anchored = await self._accounts.anchor(
-                account_id, view.version, anchors, warnings=warnings, warned=warned, epoch=view.epoch
-            )
+            anchor = anchor_of(account, view.version, market, self._warnings, warned=view.warned)
+            anchored = await self._accounts.anchor(anchor, epoch=view.epoch)
             if anchored is not None:
                 await self._look_on(account_id, crossed=anchored)
                 return False

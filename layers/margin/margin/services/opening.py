@@ -6,6 +6,9 @@ new epoch begins. A rebuild is the same with every account put back, whatever Re
 
 An opening that is broken off, by a deadline or a death, goes on where it was when the next one begins. Until it is
 done nobody commits in its partition, and the others go on.
+
+Where a partition had other rules of symbols than history has, its triggers were made by those: then, too, every account
+is put back.
 """
 
 from __future__ import annotations
@@ -195,9 +198,11 @@ class OpeningService:
     async def _open_one(self, opening: Opening, report: OpeningReport, keep_going: Callable[[], bool]) -> bool:
         """Compare or rebuild one partition and open it; False when time was up."""
         partition, partitions = opening.partition, self._accounts.partitions
+        await self._layout.instruments.restore(opening)
         await self._layout.market.restore_marks(partition, await self._history.marks())
-        market = await self._layout.market.market()
-        page_size = self._rebuilt_per_page if opening.rebuild else self._compared_per_page
+        await self._layout.funding.restore(partition, rebuild=opening.rebuild)
+        market = await self._layout.market.market(partition)
+        page_size = self._rebuilt_per_page if opening.loads_all else self._compared_per_page
         progress = _Progress()
         while rows := await self._history.accounts(
             opening.after, page_size, partition=partition, partitions=partitions
@@ -247,13 +252,12 @@ class OpeningService:
     ) -> int:
         """Load those of a page that differ from history, or all of them; how many that were."""
         versions = await self._accounts.versions([row.account.account_id for row in rows])
-        todo = [row for row in rows if opening.rebuild or versions[row.account.account_id] != row.version]
+        todo = [row for row in rows if opening.loads_all or versions[row.account.account_id] != row.version]
         # All was drained: what still waits, history refuses. It is in Redis alone, so it stays as it is.
         pending = await self._accounts.pending([row.account.account_id for row in todo])
         for account_id, events in pending.items():
-            await self._require_refused(opening, account_id)
+            await self._keep(opening, account_id, report)
             logger.error("account_kept", account_id=account_id, version=versions[account_id], waiting=len(events))
-        report.kept += len(pending)
         todo = [row for row in todo if row.account.account_id not in pending]
         if not opening.rebuild:
             for row in todo:
@@ -267,6 +271,16 @@ class OpeningService:
                 message = "The state changed while it was being opened; try again."
                 raise StateNotLoadedError(message)
         return len(todo)
+
+    async def _keep(self, opening: Opening, account_id: int, report: OpeningReport) -> None:
+        """Leave an account as it is in Redis, because history refuses what it has pending.
+
+        Where all others are loaded its triggers may be those of other rules: they are crossed until it is evaluated.
+        """
+        await self._require_refused(opening, account_id)
+        if opening.loads_all:
+            require_ours(await self._accounts.cross(account_id, opening.token))
+        report.kept += 1
 
     async def _require_refused(self, opening: Opening, account_id: int) -> None:
         """Stop where history takes what still waits: the drain failed for a moment, and Redis may be behind history."""
@@ -290,8 +304,7 @@ class OpeningService:
                     continue
                 if not (foreign or opening.rebuild):
                     if (await self._accounts.pending([account_id])).get(account_id):
-                        await self._require_refused(opening, account_id)
-                        report.kept += 1
+                        await self._keep(opening, account_id, report)
                         continue
                     message = f"Redis holds account {account_id}, history does not: history has lost it. {_ACCEPT}"
                     raise HistoryLostError(message)
@@ -301,6 +314,8 @@ class OpeningService:
                     report.dropped += 1
                     logger.error("account_dropped", account_id=account_id, partition=partition, foreign=foreign)
                 else:
+                    # As with those that `_keep` keeps: its triggers are of what Redis held before.
+                    require_ours(await self._accounts.cross(account_id, opening.token))
                     report.kept += 1
             if cursor == "0":
                 return

@@ -117,7 +117,8 @@ class RebuildService:
 
     async def _load(self, account_id: int, version: str, hold: str) -> str:
         """Replace an account by what history holds, or remove it; the version that it has then."""
-        accounts, market = self._layout.accounts, await self._layout.market.market()
+        accounts = self._layout.accounts
+        market = await self._layout.market.market(account_id % accounts.partitions)
         async with self._history.reserve() as writer:
             row = await writer.account(account_id)
             if row is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from margin.domain.decimals import plain
 from margin.domain.risk import is_liquidatable
-from margin.domain.safe_zone import covers
+from margin.domain.safe_zone import covers, crosses
 from margin.errors import NoMarkPriceError
 from margin.observability import MetricName, count, logger
 from margin.ports import SweepProgress
@@ -196,28 +196,31 @@ class ScanService:
         Also who is anchored to a warning at another level than the present one, or was warned and has recovered.
         """
         account_ids: list[int] = []
+        # While rules are staged, accounts are being anchored to them one by one; none is judged by them yet.
+        market = page.market.without_staged()
         for indexed in page.accounts:
             account = indexed.row.account
             if not account.positions:
                 continue
-            is_liquidatable = _is_liquidatable(account, page.market, report)
+            is_liquidatable = _is_liquidatable(account, market, report)
             is_crossed = any(
-                trigger.is_crossed(page.market.mark_price(symbol))
-                for symbol, trigger in indexed.triggers.items()
-                if symbol in page.market.marks
+                crosses(trigger, market) for trigger in indexed.triggers.values() if trigger.symbol in market.marks
             )
             # By what a trigger is the second never comes without the first; this look is there to rely on nothing.
-            if not covers(account, page.market, indexed.triggers) or (is_liquidatable and not is_crossed):
+            if not covers(account, market, indexed.triggers) or (is_liquidatable and not is_crossed):
                 report.missed.append(account.account_id)
-                _record_miss(indexed, page.market)
+                _record_miss(indexed, market)
                 account_ids.append(account.account_id)
-            elif (
-                account.account_id not in judged
-                if is_liquidatable
-                else not self._warnings.watches(indexed, page.market)
-            ):
+            elif is_liquidatable:
+                account_ids += [] if account.account_id in judged else [account.account_id]
+            elif _is_of_an_early_release(indexed) or not self._warnings.watches(indexed, market):
                 account_ids.append(account.account_id)
         return account_ids
+
+
+def _is_of_an_early_release(indexed: IndexedAccount) -> bool:
+    """Whether funding could not move a trigger of the account: it has to be anchored anew before there is any."""
+    return any(trigger.is_never_crossed for trigger in indexed.triggers.values())
 
 
 def _is_liquidatable(account: Account, market: Market, report: ScanReport) -> bool:
@@ -238,7 +241,7 @@ def _record_miss(indexed: IndexedAccount, market: Market) -> None:
         version=indexed.row.version,
         balance=plain(account.balance),
         positions={
-            symbol: [plain(position.quantity), plain(position.entry_cost)]
+            symbol: [plain(position.quantity), plain(position.entry_cost), plain(position.entry_funding)]
             for symbol, position in account.positions.items()
         },
         triggers={symbol: [str(trigger.side), repr(trigger.score)] for symbol, trigger in indexed.triggers.items()},
@@ -248,4 +251,7 @@ def _record_miss(indexed: IndexedAccount, market: Market) -> None:
             if symbol in market.marks
         },
         instruments={symbol: market.instrument(symbol).version for symbol in account.positions},
+        funding={
+            symbol: plain(market.funding_index(symbol)) for symbol in account.positions if symbol in market.funding
+        },
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from margin.domain.controls import allow_trade
 from margin.domain.decimals import plain
 from margin.domain.event import EventType
-from margin.domain.order import Order, TradeResult, execute_order
+from margin.domain.order import Liquidity, Order, TradeResult, execute_order
 from margin.errors import LimitExceededError, RefusedError, UnknownAccountError
 from margin.observability import MetricName, count, logger
 from margin.services.journal import Decision, Journal, Outcome, WriteRequest
@@ -55,7 +55,7 @@ class TradingService:
         Raises
         ------
         RefusedError
-            A rule refuses the trade: margin, price band, mark price, pause, limits.
+            A rule refuses the trade: status, size, price, limits, mark price, margin, pause.
         UnknownAccountError, ConflictError, UnavailableError
         """
         request = WriteRequest(
@@ -67,13 +67,15 @@ class TradingService:
                 "side": str(order.side),
                 "quantity": plain(order.quantity),
                 "price": plain(order.price),
+                **({"reduce_only": "true"} if order.reduce_only else {}),
+                **_options(order),
             },
             key=key,
             symbol=order.symbol,
             caller=caller,
         )
         try:
-            outcome = await self._journal.execute(request, lambda view: _decide(order, view))
+            outcome = await self._journal.execute(request, lambda view: decide_trade(order, view))
         except RefusedError as refusal:
             count(MetricName.TRADES_REFUSED)
             logger.info("trade_refused", account_id=order.account_id, symbol=order.symbol, code=refusal.code)
@@ -95,8 +97,13 @@ class TradingService:
         return outcome
 
 
-def _decide(order: Order, view: AccountView) -> Decision:
-    """Test the order against the account as it is."""
+def decide_trade(order: Order, view: AccountView) -> Decision:
+    """Test an order against an account as it is: what POST /trade commits, and POST /trade/preview only answers.
+
+    Raises
+    ------
+    RefusedError, UnknownAccountError
+    """
     account = view.account
     if account is None:
         raise UnknownAccountError(order.account_id)
@@ -118,9 +125,31 @@ def _decide(order: Order, view: AccountView) -> Decision:
             "realised_pnl": plain(trade.fill.realised_pnl),
             "fee": plain(trade.fee),
             "mark_price": plain(view.market.mark_price(order.symbol)),
+            "liquidity": str(order.liquidity),
+            "client_order_id": order.client_order_id,
+            **_restriction(order),
         },
         result=_result(order, trade),
     )
+
+
+def _restriction(order: Order) -> dict[str, bool]:
+    """Return that an order may only reduce, and nothing of one that may do more."""
+    return {"reduce_only": True} if order.reduce_only else {}
+
+
+def _options(order: Order) -> dict[str, str]:
+    """Return what an order says of itself beyond the least, and nothing that it leaves out.
+
+    A release that does not know these fields, before this one or beside it, has the same hash of the same request and
+    can answer the same result.
+    """
+    options: dict[str, str] = {}
+    if order.liquidity is not Liquidity.TAKER:
+        options["liquidity"] = str(order.liquidity)
+    if order.client_order_id is not None:
+        options["client_order_id"] = order.client_order_id
+    return options
 
 
 def _result(order: Order, trade: TradeResult) -> dict[str, object]:
@@ -149,4 +178,6 @@ def _result(order: Order, trade: TradeResult) -> dict[str, object]:
             "quantity": plain(position.quantity),
             "entry_price": plain(position.entry_price),
         },
+        **_restriction(order),
+        **_options(order),
     }
