@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from margin.domain.account import Account
 from margin.domain.decimals import exact, round_down, round_up
+from margin.domain.funding import Funding
 from margin.domain.instrument import Instrument, Tier
 from margin.domain.liquidation import LiquidationPolicy
 from margin.domain.market import Mark, Market
@@ -55,6 +56,10 @@ def magnitudes(largest_exponent: int) -> st.SearchStrategy[Decimal]:
 prices = magnitudes(6)
 quantities = magnitudes(5)
 sides = st.sampled_from(Side)
+
+
+funding_amounts = st.integers(-(10**18), 10**18).map(lambda count: Decimal(count).scaleb(-16))
+"""Of an index or an entry, with all its 16 decimals."""
 
 
 @st.composite
@@ -104,10 +109,12 @@ def markets(draw: st.DrawFn, *, may_be_stale: bool = False, tiers_max: int = 4) 
     configured = draw(st.sets(st.sampled_from(SYMBOLS)))
     ages_s = st.sampled_from([0, MARK_MAX_AGE_S + 1]) if may_be_stale else st.just(0)
     doubtful = draw(st.sets(st.sampled_from(SYMBOLS), max_size=2)) if may_be_stale else set()
+    funded = draw(st.sets(st.sampled_from(SYMBOLS), max_size=2))
     return Market(
         {symbol: Mark(draw(prices), NOW_US - draw(ages_s) * 1_000_000) for symbol in SYMBOLS},
         {symbol: draw(instruments(symbol, tiers_max)) for symbol in sorted(configured)},
         NOW_US,
+        {symbol: Funding(n=1, index=draw(funding_amounts)) for symbol in sorted(funded)},
         waiting={symbol: draw(prices) for symbol in sorted(doubtful)},
     )
 
@@ -117,7 +124,8 @@ def positions(draw: st.DrawFn, symbol: str = "BTC-PERP") -> Position:
     """A position with an entry cost of 16 decimals, near a price that it could have been entered at."""
     quantity = draw(sides).sign * draw(quantities)
     dust = Decimal(draw(st.integers(-(10**8), 10**8))).scaleb(-16)
-    return position_at(symbol, quantity, draw(prices), dust)
+    entry_funding = draw(st.just(Decimal(0)) | funding_amounts)
+    return replace(position_at(symbol, quantity, draw(prices), dust), entry_funding=entry_funding)
 
 
 @exact

@@ -303,7 +303,8 @@ def test_rank_is_profit_share_times_leverage(
     price = market.mark_price(position.symbol)
     profit = Fraction(position.quantity) * Fraction(price) - Fraction(position.entry_cost)
     rank = deleveraging_rank(account, market, position.symbol)
-    equity, entry_notional = Fraction(money) + profit, abs(Fraction(position.entry_cost)) or UNIT
+    pending = Fraction(position.pending_funding(market.funding_index(position.symbol)))
+    equity, entry_notional = Fraction(money) + profit + pending, abs(Fraction(position.entry_cost)) or UNIT
     if profit <= 0 or equity <= 0:
         assert rank is None
         return

@@ -30,7 +30,7 @@ class Books:
 
     @exact
     def equity(self, price: Decimal) -> Decimal:
-        return self.cash + (Decimal(0) if self.position is None else self.position.unrealised_pnl(price))
+        return self.cash + (Decimal(0) if self.position is None else self.position.value(price, Decimal(0)))
 
 
 def traded(held: Position | None, side: Side, sizes: list[Decimal], price: Decimal) -> Books:

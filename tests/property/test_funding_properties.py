@@ -304,7 +304,7 @@ def test_way_to_an_index_does_not_matter(book: Book, data: st.DataObject) -> Non
     market = _walk(data, book)
     lines = {symbol: market.guarded_lines(symbol) for symbol in market.funding}
     at_once = {
-        symbol: NO_FUNDING.moved_to(paid.n, paid.index, lines[symbol], WARNING_PCT)
+        symbol: book.market.funding_of(symbol).moved_to(paid.n, paid.index, lines[symbol], WARNING_PCT)
         for symbol, paid in market.funding.items()
     }
     assert [(one.n, one.index) for one in at_once.values()] == [(one.n, one.index) for one in market.funding.values()]

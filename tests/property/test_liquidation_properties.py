@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from margin.domain.event import canonical
-from margin.domain.ledger import LedgerAccount, ledger_amounts
+from margin.domain.funding import settle_funding
+from margin.domain.ledger import LedgerAccount, balanced, ledger_amounts
 from margin.domain.liquidation import LiquidationPolicy, LiquidationResult, liquidate
 from margin.domain.liquidation_record import liquidation_record, verify_liquidation
 from margin.domain.position import Side, apply_fill
@@ -175,6 +176,7 @@ def test_closing_everything_at_the_bankruptcy_prices_leaves_nothing_and_no_debt(
         position = book.account.positions[closed.symbol]
         assert closed.bankruptcy_price is not None
         left += Fraction(position.quantity) * Fraction(closed.bankruptcy_price) - Fraction(position.entry_cost)
+        left += Fraction(position.pending_funding(book.market.funding_index(closed.symbol)))
     units = sum(abs(Fraction(position.quantity)) for position in book.account.positions.values())
     assert 0 <= left <= units * UNIT
 
@@ -184,11 +186,13 @@ def test_closing_everything_at_the_bankruptcy_prices_leaves_nothing_and_no_debt(
 def test_recorded_liquidation_verifies_and_one_with_another_figure_does_not(
     book: Book, policy: LiquidationPolicy, data: st.DataObject
 ) -> None:
-    result = liquidate(book.account, book.market, policy)
+    settlement = settle_funding(book.account, book.market)
+    result = liquidate(settlement.account, book.market, policy)
     assume(result is not None and result.closed)
     assert result is not None
-    record = json.loads(canonical(liquidation_record(book.account, book.market, policy, result)))
-    assert verify_liquidation(record, book.account, result.account, ledger_amounts(result.ledger_lines)) == []
+    record = json.loads(canonical(liquidation_record(settlement.account, book.market, policy, result)))
+    lines = balanced((*settlement.ledger_lines, *result.ledger_lines))
+    assert verify_liquidation(record, book.account, result.account, ledger_amounts(lines)) == []
     # A term that a later version adds is no difference.
     for terms in record["inputs"]["instruments"].values():
         terms["of_a_later_version"] = "1"

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from margin.domain.account import Account, calculate_equity
-from margin.domain.risk import assess, assess_positions
+from margin.domain.decimals import exact
+from margin.domain.risk import PositionRisk, assess, assess_positions
 from tests.property.strategies import Book, books, instruments, magnitudes
 
 if TYPE_CHECKING:
@@ -62,13 +63,20 @@ def test_order_of_positions_does_not_matter(book: Book, random: st.random.Random
     assert assess_positions(other, book.market) == assess_positions(book.account, book.market)
 
 
+@exact
+def _values(parts: list[PositionRisk]) -> list[Decimal]:
+    return [part.unrealised_pnl + part.pending_funding for part in parts]
+
+
 @settings(deadline=None, max_examples=60)
 @given(books())
 def test_equity_and_margin_by_parts_equal_those_of_the_whole(book: Book) -> None:
     risk, parts = assess(book.account, book.market), assess_positions(book.account, book.market)
-    assert calculate_equity(book.account.balance, [part.unrealised_pnl for part in parts]) == risk.equity
+    assert calculate_equity(book.account.balance, _values(parts)) == risk.equity
     assert sum(Fraction(part.maintenance_margin) for part in parts) == Fraction(risk.maintenance_margin)
     total = Fraction(book.account.balance)
     for symbol, position in book.account.positions.items():
         total += Fraction(position.quantity) * Fraction(book.market.mark_price(symbol)) - Fraction(position.entry_cost)
+        index = Fraction(book.market.funding_index(symbol))
+        total += Fraction(position.entry_funding) - Fraction(position.quantity) * index
     assert risk.equity == total

@@ -74,6 +74,7 @@ class Before:
     at_us: int
     versions: tuple[str, str]
     marks: Mapping[str, Decimal]
+    indexes: Mapping[str, Decimal]
     switched: int
     disturbances: int
 
@@ -284,6 +285,7 @@ class Model:
             self._stores.clock.now_us,
             self._version(ask.account_id),
             {symbol: mark.price for symbol, mark in redis.marks.items()},
+            self._indexes(),
             len(self._stores.switch_records.recorded),
             self.disturbances,
         )
@@ -366,7 +368,9 @@ class Model:
             require(ever, f"{ask}: {code}, and no switch was ever set")
             return
         marks = {symbol: mark.price for symbol, mark in self._stores.redis.marks.items()}
-        if marks != before.marks or not {*chain.book.holdings, *filter(None, [ask.symbol])} <= marks.keys():
+        if (marks, self._indexes()) != (before.marks, before.indexes):
+            return
+        if not {*chain.book.holdings, *filter(None, [ask.symbol])} <= marks.keys():
             return
         self._judge_by_arithmetic(ask, code, self._settled(chain.book), marks)
 

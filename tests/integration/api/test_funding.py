@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import journal_drain_handler
 from margin.domain.instrument import Instrument
 from margin.domain.instrument_terms import terms_of
-from tests.integration.api.exchange import assert_problem
+from margin.errors import PostgresUnavailableError
+from tests.events import LambdaContext
+from tests.integration.api.exchange import SCHEDULE, assert_problem
 
 if TYPE_CHECKING:
     from tests.integration.api.exchange import Exchange, Reply
@@ -112,6 +115,18 @@ def test_other_payment_under_the_same_key_is_refused(exchange: Exchange) -> None
     pay(exchange, "0.0001", key="k")
     for changed in ({"rate": "0.0002"}, {"rate": "0.0001", "timestamp": NOON}):
         assert_problem(pay(exchange, key="k", **changed), 409, "IDEMPOTENCY_KEY_REUSED")
+
+
+def test_payment_that_waits_is_completed_by_the_drain_though_changes_of_rules_cannot_be(exchange: Exchange) -> None:
+    assert pay(exchange, "0.0001").json["effective"]
+    exchange.stores.redis.hdel("funding", "BTC-PERP")
+    exchange.stores.postgres.execute("alter table instruments rename to elsewhere")
+    try:
+        with pytest.raises(PostgresUnavailableError):
+            journal_drain_handler.handler(SCHEDULE, LambdaContext())
+    finally:
+        exchange.stores.postgres.execute("alter table elsewhere rename to instruments")
+    assert [one["amount"] for one in exchange.get("/funding/1")["pending"]] == ["-5"]
 
 
 def test_symbol_without_a_mark_is_refused(exchange: Exchange) -> None:

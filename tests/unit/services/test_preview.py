@@ -160,7 +160,7 @@ REFUSALS: dict[str, tuple[Callable[[Exchange], None], Order]] = {
     "QUANTITY_TOO_LARGE": (_terms(max_quantity=Decimal("0.1")), order("0.11")),
     "POSITION_LIMIT": (_terms(position_limit=Decimal("0.25")), order()),
     "REDUCE_ONLY": (_terms(), order(reduce_only=True)),
-    "INSTRUMENT_STATUS": (_terms(status=InstrumentStatus.CLOSED), order()),
+    "INSTRUMENT_STATUS": (_terms(status=InstrumentStatus.CLOSED), order(reduce_only=False)),
 }
 NOTHING_AT_ALL = {"OUTSIDE_PRICE_BAND", "NO_MARK_PRICE", "IN_LIQUIDATION", "LIMIT_EXCEEDED", "PRICE_OFF_TICK"}
 
