@@ -49,6 +49,7 @@ HTTP: dict[str, tuple[dict[str, Any], str]] = {
         "marks.set_marks",
     ),
     "FundingFunction": (event("funding"), "funding.pay"),
+    "InstrumentsFunction": (event("instruments"), "instruments.list"),
     "PositionsFunction": (api_gateway_event("GET", "/positions/1"), "margin.account_margin"),
     "MarginReportFunction": (event("margin_report"), "report.page"),
     "RiskFunction": (event("risk_ladder"), "stress.ladder"),

@@ -631,7 +631,8 @@ class FakeAccounts:
         if any(redis.controls.get(name, "") != state for name, state in commit.controls.items()):
             return "control"
         marks = {symbol: redis.marks[symbol].price for symbol in commit.marks if symbol in redis.marks}
-        return "mark" if marks != dict(commit.marks) else ""
+        waiting = {symbol: price for symbol, price in redis.live_market().waiting.items() if symbol in commit.marks}
+        return "mark" if (marks, waiting) != (dict(commit.marks), dict(commit.waiting)) else ""
 
 
 REPEATED_WITHIN_US = 1_000_000

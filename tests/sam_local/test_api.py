@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.sam_local
 
-HTTP_FUNCTIONS = 9
+HTTP_FUNCTIONS = 11
 CONNECT = """
 import os, socket
 for store in ("REDIS", "POSTGRES"):

@@ -76,8 +76,8 @@ def call_each_function(client: EngineClient) -> None:
     """Call those that opening the accounts did not, and change nothing: an empty trade is refused."""
     client.trade({}, "none")
     client.set_mark_price("", "")
-    _get(f"{client.url}/liquidations?limit=1")
-    _get(f"{client.url}/controls?limit=1")
+    for path in ("/liquidations", "/controls", "/instruments", "/funding-rates"):
+        _get(f"{client.url}{path}?limit=1")
     # Unknown where accounts and symbols are others than the demo's.
     for path in (f"/positions/{min(DEPOSITS)}", f"/risk/ladder?symbol={min(MARK_PRICES)}"):
         with contextlib.suppress(urllib.error.HTTPError):

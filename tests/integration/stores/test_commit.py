@@ -74,6 +74,11 @@ async def test_same_commit_again_answers_what_it_did_and_writes_nothing(
     assert hot_state(store) == before
 
 
+def _doubt(store: redis.Redis) -> None:
+    """Set a price aside, as the guard does with one that is too far from the mark."""
+    store.hset("mark_candidates", BTC, f"{store.hget('mark_stamps', BTC)}:1:1:20:")
+
+
 CHANGES: dict[str, tuple[str, Callable[[redis.Redis], object]]] = {
     "account": ("account", lambda store: store.hset("versions", "1", "1:1")),
     "account, by the id alone": (
@@ -88,6 +93,7 @@ CHANGES: dict[str, tuple[str, Callable[[redis.Redis], object]]] = {
     "account switch": ("control", lambda store: store.hset("controls", account_control(1), "paused")),
     "symbol switch": ("control", lambda store: store.hset("controls", symbol_control(BTC), "reduce-only")),
     "mark": ("mark", lambda store: store.hset("mark_prices", BTC, "50000.00000001")),
+    "mark, in doubt": ("mark", _doubt),
     "mark, gone": ("mark", lambda store: store.hdel("mark_prices", BTC)),
 }
 

@@ -212,6 +212,12 @@ local function stamp_and_time(symbol)
   return stamp or nil, time
 end
 
+-- The price that waits to be confirmed beside the mark in force of a symbol, or ''; kept as "stamp:came:time:price:source".
+local function waiting_price(symbol)
+  local of, price = string.match(text(redis.call('HGET', key('mark_candidates'), symbol)), '^(%d+):[^:]*:[^:]*:([^:]*):')
+  return of and of == redis.call('HGET', key('mark_stamps'), symbol) and price or ''
+end
+
 -- Pending events are "id body"; the id is all that a script needs of most of them.
 local function event_id_of(entry)
   return string.match(entry, '^(%d+) ')

@@ -150,7 +150,7 @@ def commit_fields(commit: Commit) -> dict[str, Any]:
         "funding": [[symbol, str(n)] for symbol, n in commit.funding.items()],
         "controls": [list(control) for control in commit.controls.items()],
         "hold": commit.hold,
-        "marks": [[symbol, plain(price)] for symbol, price in commit.marks.items()],
+        "marks": [[symbol, plain(price), _waiting(symbol, commit)] for symbol, price in commit.marks.items()],
     }
 
 
@@ -160,6 +160,10 @@ def anchor_fields(anchor: Anchor, epoch: int | None) -> tuple[str | int, ...]:
     placed = json.dumps([trigger_fields(anchor.triggers), trigger_fields(anchor.warnings), used])
     seen_in = "" if epoch is None else epoch
     return anchor.account_id, anchor.version, placed, seen_in, "1" if anchor.warned else ""
+
+
+def _waiting(symbol: str, commit: Commit) -> str:
+    return plain(commit.waiting[symbol]) if symbol in commit.waiting else ""
 
 
 def load_fields(load: AccountLoad) -> dict[str, Any]:

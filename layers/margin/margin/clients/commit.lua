@@ -36,7 +36,7 @@ for _, used in ipairs(commit.controls) do
   end
 end
 for _, used in ipairs(commit.marks) do
-  if redis.call('HGET', key('mark_prices'), used[1]) ~= used[2] then
+  if redis.call('HGET', key('mark_prices'), used[1]) ~= used[2] or waiting_price(used[1]) ~= used[3] then
     return {'CONFLICT', 'mark'}
   end
 end

@@ -56,8 +56,9 @@ class Commit:
     """One event of one account, and everything that must still be as it was when the event was decided.
 
     ``instrument_versions`` are as `Market.instrument_version` names them, ``funding`` how many payments of each symbol
-    were taken into account. ``wants_pending``: whether the reply is to bring the account's pending events; it does so
-    anyhow while one of them waits that history has to acknowledge.
+    were taken into account, ``waiting`` what waited to be confirmed beside ``marks``. ``wants_pending``: whether the
+    reply is to bring the account's pending events; it does so anyhow while one of them waits that history has to
+    acknowledge.
     """
 
     event: Event
@@ -72,6 +73,7 @@ class Commit:
     controls: Mapping[str, str]
     hold: str
     marks: Mapping[str, Decimal]
+    waiting: Mapping[str, Decimal]
     result: str
     key_ttl_s: int
     warnings: Mapping[str, Trigger] = dataclasses.field(default_factory=dict)

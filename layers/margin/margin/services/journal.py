@@ -361,6 +361,7 @@ class Journal:
             controls=view.controls,
             hold=view.hold,
             marks=decision.marks,
+            waiting={symbol: price for symbol, price in view.market.waiting.items() if symbol in decision.marks},
             result=canonical(dict(decision.result)),
             key_ttl_s=self._key_ttl_s(request),
             wants_pending=self._acknowledged_by is AcknowledgedBy.HISTORY,
