@@ -60,6 +60,8 @@ WRITES = {
     "engine switch": Route("PUT", "/controls/engine", {"state": '"active"', "reason": '"a test"'}),
     "symbol switch": Route("PUT", "/controls/symbols/BTC-PERP", {"state": '"active"', "reason": '"a test"'}),
     "account switch": Route("PUT", "/controls/accounts/7", {"state": '"active"', "reason": '"a test"'}),
+    # Each field has a default.
+    "instrument": Route("PUT", "/instruments/BTC-PERP", {}),
 }
 GETS = {
     "positions": Route("GET", "/positions/7"),
@@ -73,6 +75,8 @@ GETS = {
     "liquidations": Route("GET", "/liquidations"),
     "insurance fund": Route("GET", "/insurance-fund"),
     "controls": Route("GET", "/controls"),
+    "instruments": Route("GET", "/instruments"),
+    "rules of a symbol": Route("GET", "/instruments/BTC-PERP"),
     "health": Route("GET", "/health"),
 }
 ROUTES = WRITES | GETS
