@@ -189,7 +189,7 @@ def edges(draw: st.DrawFn) -> Ask:
     return Ask(Book(account, market), order)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 @given(asks(), st.data())
 def test_largest_quantity_passes_and_nothing_above_it_does(ask: Ask, data: st.DataObject) -> None:
     largest, lot_size = ask.largest, ask.instrument.lot_size
@@ -204,7 +204,7 @@ def test_largest_quantity_passes_and_nothing_above_it_does(ask: Ask, data: st.Da
             assert not ask.passes(probe)
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=300)
 @given(edges())
 def test_largest_quantity_is_the_largest_of_all_that_pass(ask: Ask) -> None:
     lots = [ask.instrument.lot_size * number for number in range(1, LOTS_MAX + 2)]
@@ -212,7 +212,7 @@ def test_largest_quantity_is_the_largest_of_all_that_pass(ask: Ask) -> None:
     assert ask.largest == max(tried, default=Decimal(0))
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=200)
 @given(edges(), st.integers(1, LOTS_MAX), shares())
 def test_required_equity_of_a_refusal_is_what_would_have_been_enough(ask: Ask, lots: int, share: Decimal) -> None:
     account, market, instrument = ask.book.account, ask.book.market, ask.instrument
@@ -252,7 +252,7 @@ fractions = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=200)
 @given(fractions, fractions, st.just(Fraction(0)) | fractions, st.integers(0, 50), st.integers(-2, 200))
 def test_last_lot_is_the_last_of_a_saw(
     at_hand: Fraction, gain: Fraction, beside: Fraction, first: int, count: int

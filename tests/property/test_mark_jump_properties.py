@@ -69,7 +69,7 @@ messages = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(bounds, st.lists(messages, min_size=1, max_size=30))
 def test_mark_and_what_waits_are_what_the_rules_say(
     bound: Decimal, sent: Sequence[tuple[Decimal, int, int | None]]

@@ -123,7 +123,7 @@ def outcome(account: Account, order: Order, market: Market) -> RefusedError | No
     return None
 
 
-@settings(deadline=None, max_examples=1500)
+@settings(deadline=None, max_examples=400)
 @given(cases())
 def test_rules_let_through_just_what_the_documentation_says(case: tuple[Account, Order, Market]) -> None:
     account, order, market = case
@@ -184,7 +184,7 @@ def named_by(refusal: RefusedError, order: Order) -> list[Order]:
     return [replace(asked, quantity=value) for value in values]
 
 
-@settings(deadline=None, max_examples=1500)
+@settings(deadline=None, max_examples=400)
 @given(cases())
 def test_what_a_refusal_names_as_allowed_is_allowed(case: tuple[Account, Order, Market]) -> None:
     """A caller who sends again what the sentence names is not refused for the size, or for the price, again."""
@@ -200,7 +200,7 @@ def test_what_a_refusal_names_as_allowed_is_allowed(case: tuple[Account, Order, 
         assert follow_up is None or is_about_price(follow_up) is not is_about_price(refusal), (refusal, follow_up)
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=300)
 @given(cases())
 def test_refusal_that_names_nothing_or_one_quantity_alone_leaves_nothing_out(
     case: tuple[Account, Order, Market],
@@ -250,7 +250,7 @@ def position_of(side: Side, quantity: Decimal, price: Decimal) -> Position:
     return Position(BTC, side.sign * quantity, side.sign * quantity * price)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(trades())
 def test_fees_conserve_money_and_round_in_favour_of_the_house(trade: tuple[Account, Order, Market]) -> None:
     account, order, market = trade
@@ -277,7 +277,7 @@ def test_fees_conserve_money_and_round_in_favour_of_the_house(trade: tuple[Accou
     assert result.risk == assess(result.account, market)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(trades())
 def test_margin_test_counts_the_fee_to_the_last_digit(trade: tuple[Account, Order, Market]) -> None:
     """E' = E + min(0, s * x * (mark - price)) - fee, and what increases a position is accepted where E' >= IM'."""
