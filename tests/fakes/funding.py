@@ -125,10 +125,6 @@ class FakeFunding(FakeMarket):
     def partitions(self) -> int:
         return self._redis.partitions
 
-    async def loaded_market(self) -> Market:
-        self._redis.require_loaded(0)
-        return await self.market()
-
     async def set_funding(
         self, partition: int, symbol: str, funding: Funding, *, market: Market, crossed_max: int
     ) -> FundingUpdate | None:

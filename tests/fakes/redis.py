@@ -650,6 +650,10 @@ class FakeMarket:
         await redis.faults.before("market.market")
         return redis.market()
 
+    async def loaded_market(self) -> Market:
+        self._redis.require_loaded(0)
+        return await self.market()
+
     async def set_marks(
         self,
         prices: Mapping[str, Decimal],
@@ -692,7 +696,7 @@ class FakeMarket:
         return updates
 
     async def market_and_candidates(self) -> tuple[Market, dict[str, MarkCandidate]]:
-        market = await self.market()
+        market = await self.loaded_market()
         found = {symbol: self._redis.waiting_beside(symbol) for symbol in market.marks}
         return market, {symbol: waiting.candidate for symbol, waiting in found.items() if waiting is not None}
 

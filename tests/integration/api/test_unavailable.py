@@ -21,6 +21,7 @@ STATE: dict[str, tuple[str, str, Any]] = {
     "preview": ("POST", "/trade/preview", ORDER),
     "mark price": ("POST", "/mark-price", {"symbol": "BTC-PERP", "price": "50000"}),
     "mark prices": ("POST", "/mark-prices", {"prices": [{"symbol": "BTC-PERP", "price": "50000"}]}),
+    "marks": ("GET", "/mark-prices", None),
     "report": ("GET", "/margin-report", None),
 }
 HISTORY: dict[str, tuple[str, str, Any]] = {
@@ -28,12 +29,17 @@ HISTORY: dict[str, tuple[str, str, Any]] = {
     "liquidations": ("GET", "/liquidations", None),
     "insurance fund": ("GET", "/insurance-fund", None),
     "controls": ("GET", "/controls", None),
+    "past marks": ("GET", "/mark-prices/BTC-PERP/history", None),
+    "instruments": ("GET", "/instruments", None),
+    "rules of a symbol": ("GET", "/instruments/BTC-PERP", None),
+    "funding rates": ("GET", "/funding-rates", None),
 }
 BOTH: dict[str, tuple[str, str, Any]] = {
     "trade": ("POST", "/trade", ORDER),
     "deposit": ("POST", "/accounts/1/deposits", {"amount": "1"}),
     "withdrawal": ("POST", "/accounts/1/withdrawals", {"amount": "1"}),
     "contribution": ("POST", "/accounts/1/insurance-contributions", {"amount": "1"}),
+    "funding of an account": ("GET", "/funding/1", None),
     "funding": ("POST", "/funding", {"symbol": "BTC-PERP", "rate": "0.0001"}),
     "instrument": ("PUT", "/instruments/BTC-PERP", {"tick_size": "0.5"}),
     "shocks": (

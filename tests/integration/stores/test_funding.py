@@ -161,19 +161,6 @@ async def test_commit_that_was_decided_before_a_payment_is_decided_anew(make_eng
 # --- partitions, deaths and losses
 
 
-class _Reopened(FundingRedisClient):
-    """Funding in Redis whose partition 0 is closed and opened while the market is being read."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine._redis, engine.settings.partitions)
-        self._engine = engine
-
-    async def market(self, partition: int = 0) -> Market:
-        market = await super().market(partition)
-        await self._engine.opening.open(rebuild=[0])
-        return market
-
-
 @pytest.mark.parametrize("partitions", [1, 2])
 async def test_emptied_redis_has_not_lost_a_mark_price_but_its_state(
     make_engine: MakeEngine, store: redis.Redis, query: Query, partitions: int
@@ -194,12 +181,8 @@ async def test_marks_of_a_partition_that_is_closed_pay_no_funding(
     store.delete("{p0}:marker")
     with pytest.raises(StateNotLoadedError):
         await fund(engine, "0.001")
-    await engine.opening.open()
-    engine.funding._store = _Reopened(engine)
-    with pytest.raises(StateNotLoadedError, match="loaded anew meanwhile"):
-        await fund(engine, "0.001")
     assert query("select count(*) from funding_rates") == [(0,)]
-    engine.funding._store = FundingRedisClient(engine._redis, 2)
+    await engine.opening.open()
     assert (await fund(engine, "0.001")).effective
 
 

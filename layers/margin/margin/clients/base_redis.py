@@ -178,6 +178,19 @@ class BaseRedisClient:
             await self.redis.connection_pool.disconnect(inuse_connections=False)
             return await call(self.redis)
 
+    def require_loaded(self, epoch: str | None, partitions: str | None) -> None:
+        """Tell by a partition's marker, read in one step with what was wanted, whether that is the whole of its state.
+
+        Raises
+        ------
+        StateNotLoadedError
+            Scripts say the same of such a marker.
+        """
+        if epoch is None:
+            raise StateNotLoadedError(_NOT_LOADED.format(reason="the marker is missing"))
+        if partitions != str(self.partitions):
+            raise StateNotLoadedError(_NOT_LOADED.format(reason=f"the state was loaded for PARTITIONS={partitions}"))
+
     async def freshen(self) -> None:
         """Make sure that kept connections live before a call that must not be made twice.
 

@@ -15,25 +15,11 @@ if TYPE_CHECKING:
     from margin.domain.funding import Funding
     from margin.domain.market import Market
 
-_REQUIRE_LOADED = Script("require_loaded")
 _SET = Script("set_funding")
 
 
 class FundingRedisClient(MarketRedisClient):
     """Implements `margin.ports.funding.FundingStore`, beside all that concerns the market."""
-
-    async def loaded_market(self) -> Market:
-        """All marks, instruments and funding of partition 0, as it held them while it was open.
-
-        Raises
-        ------
-        StateNotLoadedError, RedisUnavailableError
-        """
-        _, epoch = await self.ask(_REQUIRE_LOADED, 0, self.partitions, "")
-        market = await self.market()
-        # A partition that was closed in between has another epoch.
-        await self.ask(_REQUIRE_LOADED, 0, self.partitions, epoch)
-        return market
 
     async def set_funding(
         self, partition: int, symbol: str, funding: Funding, *, market: Market, crossed_max: int

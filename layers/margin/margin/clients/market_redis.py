@@ -74,18 +74,36 @@ class MarketRedisClient(BaseRedisClient):
     """Market data operations."""
 
     async def market(self, partition: int = 0) -> Market:
-        """All marks and instruments, as a partition holds them at one moment."""
+        """All marks, instruments and funding, as a partition holds them at one moment, open or not."""
         return (await self._read(partition))[0]
 
+    async def loaded_market(self) -> Market:
+        """All marks, instruments and funding of partition 0, which is open at that moment.
+
+        Raises
+        ------
+        StateNotLoadedError, RedisUnavailableError
+        """
+        return (await self._read(0, has_to_be_open=True))[0]
+
     async def market_and_candidates(self) -> tuple[Market, dict[str, MarkCandidate]]:
-        """All marks and instruments of partition 0, and the prices that wait to be confirmed, at one moment."""
-        market, waiting, _ = await self._read(0)
+        """Read the same, and the prices that wait to be confirmed.
+
+        Raises
+        ------
+        StateNotLoadedError, RedisUnavailableError
+        """
+        market, waiting, _ = await self._read(0, has_to_be_open=True)
         return market, waiting
 
-    async def _read(self, partition: int) -> tuple[Market, dict[str, MarkCandidate], dict[str, str]]:
+    async def _read(
+        self, partition: int, *, has_to_be_open: bool = False
+    ) -> tuple[Market, dict[str, MarkCandidate], dict[str, str]]:
         """Read the market, what waits beside its marks, and that as it is written."""
         read = await self.twice(lambda redis: self._read_market(redis, partition))
-        prices, stamps, times, sources, candidates, instruments, funding, (now_s, now_us) = read
+        prices, stamps, times, sources, candidates, instruments, funding, marker, (now_s, now_us) = read
+        if has_to_be_open:
+            self.require_loaded(*marker)
         rules = {symbol: parse_instrument(text) for symbol, text in instruments.items()}
         found = {symbol: candidate_of(text, stamps.get(symbol)) for symbol, text in candidates.items()}
         waiting = {symbol: candidate for symbol, candidate in found.items() if candidate is not None}
@@ -272,6 +290,7 @@ class MarketRedisClient(BaseRedisClient):
         async with redis.pipeline(transaction=True) as pipeline:
             for name in _MARKET:
                 pipeline.hgetall(self.key(partition, name))
+            pipeline.hmget(keys.marker(partition, self.partitions), ["epoch", "partitions"])
             pipeline.time()
             reply: list[Any] = await pipeline.execute()
         return reply

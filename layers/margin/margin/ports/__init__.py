@@ -346,7 +346,10 @@ class MarketStore(Protocol):
     """Mark prices and instruments in Redis."""
 
     async def market(self, partition: int = 0) -> Market:
-        """All marks, instruments and funding, as a partition holds them."""
+        """All marks, instruments and funding, as a partition holds them, open or not."""
+
+    async def loaded_market(self) -> Market:
+        """All marks, instruments and funding of partition 0, which is open at that moment."""
 
     async def market_and_candidates(self) -> tuple[Market, dict[str, MarkCandidate]]:
         """Read the same of partition 0, and the prices that wait to be confirmed, of one moment."""

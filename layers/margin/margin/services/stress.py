@@ -136,7 +136,7 @@ class StressService:
             There are more accounts than a test covers, or than there is time for.
         UnavailableError
         """
-        market = await self._loaded_market()
+        market = await self._market.loaded_market()
         mark_price = market.mark_price(symbol)
         shocks = [Shock(f"{move:f}", {symbol: move}) for move in LADDER_MOVES]
         report = await self._run(market, shocks, keep_going)
@@ -159,16 +159,7 @@ class StressService:
             There are more accounts than a test covers, or than there is time for.
         UnavailableError
         """
-        return await self._run(await self._loaded_market(), shocks, keep_going)
-
-    async def _loaded_market(self) -> Market:
-        """Read the market of a Redis that has not lost its state: one that has would lack a mark price, not a store.
-
-        Only what reads accounts notices that.
-        """
-        market = await self._market.market()
-        await self._accounts.page(0, "0")
-        return market
+        return await self._run(await self._market.loaded_market(), shocks, keep_going)
 
     async def _run(self, market: Market, shocks: Sequence[Shock], keep_going: Callable[[], bool]) -> StressReport:
         test = StressTest(market, [shock.moves for shock in shocks], self._policy)
