@@ -47,9 +47,8 @@ def test_amounts_are_derived_from_caps_and_rates() -> None:
     assert instrument.maintenance_amounts == (0, 5, 305)
 
 
-def test_steepest_and_lowest_maintenance_rate_are_those_of_the_outer_tiers() -> None:
+def test_lowest_maintenance_rate_is_that_of_the_first_tier() -> None:
     instrument = Instrument(BTC, TWO_TIERS)
-    assert instrument.steepest_maintenance_rate == Decimal("0.10")
     assert instrument.lowest_maintenance_rate == Decimal("0.05")
 
 

@@ -177,11 +177,6 @@ class Instrument:
         """Rate of the first tier, the lowest slope that maintenance margin has over notional."""
         return self.tiers[0].maintenance_rate
 
-    @property
-    def steepest_maintenance_rate(self) -> Decimal:
-        """Rate of the last tier, the highest slope that maintenance margin has over notional."""
-        return self.tiers[-1].maintenance_rate
-
     def _tier_number(self, notional: Decimal) -> int:
         if notional < 0:
             raise ValueError("a notional is never negative")

@@ -13,6 +13,8 @@ from typing import Any
 from margin.errors import CursorInvalidError
 
 _INTEGER_MAX = 2**63
+_TIMESTAMP_US_MAX = 253_402_300_800_000_000
+"""The year 10000, which no timestamp reaches."""
 
 
 def encode_cursor(kind: str, *values: str | int) -> str:
@@ -21,7 +23,7 @@ def encode_cursor(kind: str, *values: str | int) -> str:
 
 
 def decode_cursor(kind: str, cursor: str, *types: type[str | int]) -> list[Any]:
-    """Read a cursor back.
+    """Read a cursor back; texts in it are printable ASCII, as all names are, and can be asked a store for.
 
     Raises
     ------
@@ -39,7 +41,25 @@ def decode_cursor(kind: str, cursor: str, *types: type[str | int]) -> list[Any]:
         or len(values) != len(types) + 1
         or any(type(value) is not expected for value, expected in zip(values[1:], types, strict=True))
         or any(isinstance(value, int) and not 0 <= value < _INTEGER_MAX for value in values[1:])
+        or any(isinstance(value, str) and not (value.isascii() and value.isprintable()) for value in values[1:])
     ):
-        message = "The cursor was not made by this endpoint; take next_cursor from its last answer, unchanged."
-        raise CursorInvalidError(message)
+        raise invalid_cursor()
     return values[1:]
+
+
+def require_moment(cursor_us: int) -> None:
+    """Refuse a cursor whose microseconds since the epoch are no moment that a timestamp can be of.
+
+    Raises
+    ------
+    CursorInvalidError
+    """
+    if cursor_us >= _TIMESTAMP_US_MAX:
+        raise invalid_cursor()
+
+
+def invalid_cursor() -> CursorInvalidError:
+    """Refuse a cursor that its endpoint has not made."""
+    return CursorInvalidError(
+        "The cursor was not made by this endpoint; take next_cursor from its last answer, unchanged."
+    )

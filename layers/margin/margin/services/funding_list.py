@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from margin.errors import CursorInvalidError, UnknownAccountError
+from margin.errors import UnknownAccountError
 from margin.ports.funding import PaymentQuery, RateQuery
-from margin.services.cursors import decode_cursor, encode_cursor
+from margin.services.cursors import decode_cursor, encode_cursor, require_moment
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
     from margin.ports import AccountStore, AccountView
     from margin.ports.funding import FundingHistory
-
-_TIMESTAMP_US_MAX = 253_402_300_800_000_000
-"""The year 10000, which no timestamp reaches."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,9 +105,7 @@ class FundingListService:
         kind, before = f"funding-rates:{symbol or ''}", None
         if cursor is not None:
             recorded_us, after_symbol, n = decode_cursor(kind, cursor, int, str, int)
-            if recorded_us >= _TIMESTAMP_US_MAX or not (after_symbol.isascii() and after_symbol.isprintable()):
-                message = "The cursor was not made by this endpoint; take next_cursor from its last answer, unchanged."
-                raise CursorInvalidError(message)
+            require_moment(recorded_us)
             before = (recorded_us, after_symbol, n)
         rows = await self._history.rates(RateQuery(symbol=symbol, before=before, limit=limit + 1))
         more = len(rows) > limit

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from margin.domain.event import parse_version
 from margin.domain.margin_warning import MarginWarnings
-from margin.domain.safe_zone import triggers
 from margin.errors import ContentionError
 from margin.observability import MetricName, count, logger
 from margin.ports import AccountLoad, Loaded
+from margin.services.anchors import anchor_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,17 +112,21 @@ class HealingService:
         PostgresUnavailableError, RedisUnavailableError
         """
         keys = await writer.live_keys([row.account.account_id for row in rows])
+        anchors = (
+            anchor_of(row.account, versions[row.account.account_id], market, self._warnings, warned=False)
+            for row in rows
+        )
         loads = [
             AccountLoad(
                 row=row,
-                keys=keys.get(row.account.account_id, ()),
-                triggers=triggers(row.account, market),
-                warnings=self._warnings.triggers(row.account, market, warned=False)[0],
-                expected_version=versions[row.account.account_id],
+                keys=keys.get(anchor.account_id, ()),
+                triggers=anchor.triggers,
+                warnings=anchor.warnings,
+                expected_version=anchor.version,
                 guard=guard,
-                instrument_versions={symbol: market.instrument_version(symbol) for symbol in row.account.positions},
+                instrument_versions=anchor.instrument_versions,
             )
-            for row in rows
+            for row, anchor in zip(rows, anchors, strict=True)
         ]
         # Before the account itself: from when its version says that all is well, no key may be missing.
         return [await self._with_older_keys(load, writer) for load in loads]

@@ -7,15 +7,12 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from margin.domain.ledger import LedgerAccount
-from margin.errors import CursorInvalidError, UnknownAccountError
+from margin.errors import UnknownAccountError
 from margin.ports.queries import LiquidationQuery, MarkSampleQuery, TradeQuery
-from margin.services.cursors import decode_cursor, encode_cursor
+from margin.services.cursors import decode_cursor, encode_cursor, require_moment
 
 if TYPE_CHECKING:
     from margin.ports.history import History
-
-_TIMESTAMP_US_MAX = 253_402_300_800_000_000
-"""The year 10000, which no timestamp reaches."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ class HistoryService:
         before_us = None
         if cursor is not None:
             (before_us,) = decode_cursor(f"mark-prices:{symbol}", cursor, int)
-            _require_moment(before_us)
+            require_moment(before_us)
         rows = await self._history.mark_samples(
             MarkSampleQuery(symbol=symbol, since_us=since_us, until_us=until_us, before_us=before_us, limit=limit + 1)
         )
@@ -121,15 +118,9 @@ class HistoryService:
         before = None
         if cursor is not None:
             at_us, before_id = decode_cursor("liquidations", cursor, int, int)
-            _require_moment(at_us)
+            require_moment(at_us)
             before = (at_us, before_id)
         page = await self._history.liquidations(LiquidationQuery(account_id=account_id, before=before, limit=limit))
         last = page.rows[-1] if page.rows else {}
         next_cursor = encode_cursor("liquidations", last["timestamp_us"], last["id"]) if page.more else None
         return HistoryPage(page.rows, next_cursor)
-
-
-def _require_moment(cursor_us: int) -> None:
-    if cursor_us >= _TIMESTAMP_US_MAX:
-        message = "The cursor was not made by this endpoint; take next_cursor from its last answer, unchanged."
-        raise CursorInvalidError(message)

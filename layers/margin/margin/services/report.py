@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from margin.domain.decimals import plain
 from margin.domain.risk import AccountRisk, assess, is_liquidatable
-from margin.errors import CursorInvalidError, SnapshotExpiredError
+from margin.errors import SnapshotExpiredError
 from margin.services.all_accounts import all_accounts
-from margin.services.cursors import decode_cursor, encode_cursor
+from margin.services.cursors import decode_cursor, encode_cursor, invalid_cursor
 
 if TYPE_CHECKING:
     from margin.domain.account import Account
@@ -149,8 +149,7 @@ def _page(summary: dict[str, Any], rows: list[dict[str, Any]], snapshot_id: str,
 def _parse_cursor(cursor: str) -> tuple[str, int]:
     snapshot_id, offset = decode_cursor("report", cursor, str, int)
     if not snapshot_id.isalnum():
-        message = "The cursor was not made by this endpoint; take next_cursor from its last answer, unchanged."
-        raise CursorInvalidError(message)
+        raise invalid_cursor()
     return snapshot_id, offset
 
 
