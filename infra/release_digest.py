@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     "functions",
+    "infra/cognito.yaml",
     "infra/data.yaml",
     "infra/network.yaml",
     "infra/observability.yaml",

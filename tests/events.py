@@ -10,6 +10,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 REQUEST_ID = "JKJaXmPLvHcESHA="
+OPERATOR = {
+    "sub": "operator",
+    "scope": "trade:write positions:read history:read accounts:write marks:write risk:read admin",
+    "account_ids": "*",
+}
+"""Claims of a token that allows everything."""
 
 
 @dataclasses.dataclass
@@ -38,14 +44,14 @@ def api_gateway_event(
     query: dict[str, str] | str | None = None,
     *,
     base64: bool = False,
-    claims: dict[str, str] | None = None,
+    claims: dict[str, str] | None = OPERATOR,
     source_ip: str = "203.0.113.7",
 ) -> dict[str, Any]:
     """Build an API Gateway HTTP API event, payload format 2.0.
 
     ``body`` may be text or bytes, sent as they are (bytes that are no UTF-8 only in base64, as the gateway does), or
     anything else, sent as JSON with its content type. ``query`` is a dict or a raw query string; ``claims`` are those
-    of a JWT authorizer.
+    of a JWT authorizer, None without one.
     """
     sent = {
         "accept": "*/*",

@@ -18,8 +18,10 @@ from margin.http import (
     IdempotencyKey,
     Response,
     Router,
+    Scope,
     create_app,
     executed,
+    of_account,
     outcome,
     problems,
 )
@@ -41,6 +43,7 @@ REFUSALS = (
     summary="Deposit money; the first deposit opens the account",
     responses={**executed(MoneyAnswer), **problems(*WRITE_PROBLEMS)},
 )
+@of_account(Scope.ACCOUNTS_WRITE)
 async def deposit(
     account_id: AccountIdPath,
     request: MoneyRequest,
@@ -59,6 +62,7 @@ async def deposit(
     summary="Withdraw money, at most what is withdrawable",
     responses={**executed(MoneyAnswer), **problems(*REFUSALS, *WRITE_PROBLEMS)},
 )
+@of_account(Scope.ACCOUNTS_WRITE)
 async def withdraw(
     account_id: AccountIdPath,
     request: MoneyRequest,
@@ -77,6 +81,7 @@ async def withdraw(
     summary="Give money to the insurance fund, at most what is withdrawable",
     responses={**executed(MoneyAnswer), **problems(*REFUSALS, *WRITE_PROBLEMS)},
 )
+@of_account(Scope.ACCOUNTS_WRITE)
 async def contribute(
     account_id: AccountIdPath,
     request: MoneyRequest,

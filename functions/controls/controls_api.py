@@ -16,8 +16,11 @@ from margin.http import (
     Limit,
     Response,
     Router,
+    Scope,
     SymbolPath,
     create_app,
+    of_account,
+    of_all_accounts,
     outcome,
     problems,
 )
@@ -40,18 +43,21 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     summary="Pause switches that are not active",
     responses=problems(CursorInvalidError, PostgresUnavailableError),
 )
+@of_all_accounts(Scope.ADMIN)
 async def get_controls(limit: Limit = 100, cursor: Cursor = None) -> ControlsAnswer:
     """Switches as history has them, by name, each with its latest change."""
     return ControlsAnswer.of(await engine().controls.list(limit=limit, cursor=cursor))
 
 
 @router.put("/controls/engine", summary="Pause or resume the whole engine", responses=ANSWERS)
+@of_all_accounts(Scope.ADMIN)
 async def set_engine_control(request: ControlRequest, response: Response, caller: CallerOf) -> ControlAnswer:
     """Paused stops trades, withdrawals and liquidations; reduce-only stops trades that do not purely reduce."""
     return await _set(ENGINE_CONTROL, request, response, caller)
 
 
 @router.put("/controls/symbols/{symbol}", summary="Pause or resume one symbol", responses=ANSWERS)
+@of_all_accounts(Scope.ADMIN)
 async def set_symbol_control(
     symbol: SymbolPath, request: ControlRequest, response: Response, caller: CallerOf
 ) -> ControlAnswer:
@@ -60,6 +66,7 @@ async def set_symbol_control(
 
 
 @router.put("/controls/accounts/{account_id}", summary="Pause or resume one account", responses=ANSWERS)
+@of_account(Scope.ADMIN)
 async def set_account_control(
     account_id: AccountIdPath, request: ControlRequest, response: Response, caller: CallerOf
 ) -> ControlAnswer:

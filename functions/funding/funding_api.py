@@ -12,6 +12,7 @@ from margin.errors import (
     NoMarkPriceError,
     OutcomeUnknownError,
     PostgresUnavailableError,
+    RateLimitedError,
     StaleMarkPriceError,
     UnknownAccountError,
 )
@@ -24,11 +25,15 @@ from margin.http import (
     Limit,
     Response,
     Router,
+    Scope,
     SymbolQuery,
     Timestamp,
     create_app,
     executed,
     microseconds,
+    of_account,
+    of_all_accounts,
+    of_market,
     outcome,
     problems,
 )
@@ -56,6 +61,7 @@ ANSWERS[202]["description"] = "In history, but not in force for everybody: it wi
         ),
     },
 )
+@of_all_accounts(Scope.ADMIN)
 async def pay_funding(
     request: FundingRequest, response: Response, caller: CallerOf, idempotency_key: IdempotencyKey = None
 ) -> FundingAnswer:
@@ -78,10 +84,12 @@ async def pay_funding(
 @router.get(
     "/funding/{account_id}",
     summary="Funding of an account",
-    responses=problems(UnknownAccountError, CursorInvalidError, PostgresUnavailableError, *STORE_PROBLEMS),
+    responses=problems(UnknownAccountError, CursorInvalidError, RateLimitedError, *STORE_PROBLEMS),
 )
+@of_account(Scope.HISTORY_READ)
 async def get_funding(
     account_id: AccountIdPath,
+    caller: CallerOf,
     symbol: SymbolQuery | None = None,
     since: Timestamp | None = None,
     until: Timestamp | None = None,
@@ -96,6 +104,7 @@ async def get_funding(
         until_us=microseconds(until),
         limit=limit,
         cursor=cursor,
+        caller=caller,
     )
     return FundingPaymentsAnswer.of(page)
 
@@ -105,6 +114,7 @@ async def get_funding(
     summary="Funding rates that were paid",
     responses=problems(CursorInvalidError, PostgresUnavailableError),
 )
+@of_market(Scope.HISTORY_READ)
 async def get_funding_rates(
     symbol: SymbolQuery | None = None, limit: Limit = 100, cursor: Cursor = None
 ) -> FundingRatesAnswer:

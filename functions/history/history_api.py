@@ -16,11 +16,15 @@ from margin.http import (
     Cursor,
     Limit,
     Router,
+    Scope,
     SymbolPath,
     SymbolQuery,
     Timestamp,
     create_app,
     microseconds,
+    of_account,
+    of_all_accounts,
+    of_market,
     problems,
 )
 from margin.lambda_entry import http_handler
@@ -34,6 +38,7 @@ router = Router(tags=["history"])
     summary="Trade history of an account, newest first",
     responses=problems(CursorInvalidError, UnknownAccountError, *STORE_PROBLEMS),
 )
+@of_account(Scope.HISTORY_READ)
 async def get_trades(
     account_id: AccountIdPath,
     symbol: SymbolQuery | None = None,
@@ -56,6 +61,7 @@ async def get_trades(
     summary="Liquidation history, newest first",
     responses=problems(CursorInvalidError, *STORE_PROBLEMS),
 )
+@of_account(Scope.HISTORY_READ)
 async def get_liquidations(
     account_id: AccountIdQuery | None = None, limit: Limit = 100, cursor: Cursor = None
 ) -> LiquidationsAnswer:
@@ -71,6 +77,7 @@ async def get_liquidations(
     summary="Mark prices that a symbol had, newest first",
     responses=problems(CursorInvalidError, *STORE_PROBLEMS),
 )
+@of_market(Scope.HISTORY_READ)
 async def get_mark_price_history(
     symbol: SymbolPath,
     since: Timestamp | None = None,
@@ -93,6 +100,7 @@ async def get_mark_price_history(
     summary="Balance of the insurance fund, and what it has still to pay",
     responses=problems(*STORE_PROBLEMS),
 )
+@of_all_accounts(Scope.RISK_READ)
 async def get_insurance_fund() -> InsuranceFundAnswer:
     """Only what is final in history counts; the oldest 100 open shortfalls are listed."""
     return InsuranceFundAnswer.of(await engine().insurance_fund.fund())

@@ -27,8 +27,11 @@ from margin.http import (
     Limit,
     Response,
     Router,
+    Scope,
     SymbolPath,
     create_app,
+    of_all_accounts,
+    of_market,
     outcome,
     problems,
 )
@@ -54,18 +57,21 @@ CHANGED: dict[int | str, dict[str, Any]] = {
     summary="Configured symbols and their rules",
     responses=problems(CursorInvalidError, PostgresUnavailableError),
 )
+@of_market(Scope.POSITIONS_READ, Scope.TRADE_WRITE, Scope.ADMIN)
 async def get_instruments(limit: Limit = 100, cursor: Cursor = None) -> InstrumentsAnswer:
     """Rules as history has them, by symbol, each with the change that made it so."""
     return InstrumentsAnswer.of(await engine().instruments.list(limit=limit, cursor=cursor))
 
 
 @router.get("/instruments/{symbol}", summary="The rules of one symbol", responses=problems(PostgresUnavailableError))
+@of_market(Scope.POSITIONS_READ, Scope.TRADE_WRITE, Scope.ADMIN)
 async def get_instrument(symbol: SymbolPath) -> InstrumentAnswer:
     """Rules as history has them; a symbol that was never configured has the default ones, version 0."""
     return InstrumentAnswer.of(await engine().instruments.get(symbol))
 
 
 @router.put("/instruments/{symbol}", summary="Give a symbol its rules", responses=CHANGED)
+@of_all_accounts(Scope.ADMIN)
 async def put_instrument(
     symbol: SymbolPath, request: InstrumentRequest, response: Response, caller: CallerOf
 ) -> InstrumentChangeAnswer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from margin import __version__
+from margin.caller import Caller
 from margin.contract.mark_price import (
     MarkPriceAnswer,
     MarkPriceListAnswer,
@@ -18,8 +19,20 @@ from margin.errors import (
     LimitExceededError,
     OlderMarkPriceError,
     OutcomeUnknownError,
+    RateLimitedError,
 )
-from margin.http import STORE_PROBLEMS, Response, Router, SymbolQuery, create_app, microseconds, problems
+from margin.http import (
+    STORE_PROBLEMS,
+    CallerOf,
+    Response,
+    Router,
+    Scope,
+    SymbolQuery,
+    create_app,
+    microseconds,
+    of_market,
+    problems,
+)
 from margin.lambda_entry import http_handler
 from margin.runtime import engine
 
@@ -28,7 +41,7 @@ if TYPE_CHECKING:
 
     from margin.services.marks import MarkOutcome
 
-PROBLEMS = problems(LimitExceededError, OlderMarkPriceError, OutcomeUnknownError, *STORE_PROBLEMS)
+PROBLEMS = problems(LimitExceededError, OlderMarkPriceError, OutcomeUnknownError, RateLimitedError, *STORE_PROBLEMS)
 STORED = "In force."
 SET_ASIDE = "Not in force because it moves too far, or one of several does: a later price has to confirm it."
 
@@ -41,7 +54,8 @@ router = Router(tags=["market"])
     responses={200: {"description": STORED}, 202: {"model": MarkPriceAnswer, "description": SET_ASIDE}, **PROBLEMS},
     response_model_exclude_unset=True,
 )
-async def set_mark_price(request: MarkPriceRequest, response: Response) -> MarkPriceAnswer:
+@of_market(Scope.MARKS_WRITE)
+async def set_mark_price(request: MarkPriceRequest, response: Response, caller: CallerOf) -> MarkPriceAnswer:
     """Store the price, then liquidate each account that it made liquidatable.
 
     A price that says it is older than the stored one is refused, so that messages may overtake each other. One that is
@@ -49,7 +63,7 @@ async def set_mark_price(request: MarkPriceRequest, response: Response) -> MarkP
     the mark counts as stale. A message that is sent twice confirms itself unless it has a `timestamp`, by which it is
     known again: without one, the same price counts once within a second only.
     """
-    marked = await _set([request], response)
+    marked = await _set([request], response, caller)
     return MarkPriceAnswer.of(request, marked)
 
 
@@ -59,14 +73,15 @@ async def set_mark_price(request: MarkPriceRequest, response: Response) -> MarkP
     responses={200: {"description": STORED}, 202: {"model": MarkPricesAnswer, "description": SET_ASIDE}, **PROBLEMS},
     response_model_exclude_unset=True,
 )
-async def set_mark_prices(request: MarkPricesRequest, response: Response) -> MarkPricesAnswer:
+@of_market(Scope.MARKS_WRITE)
+async def set_mark_prices(request: MarkPricesRequest, response: Response, caller: CallerOf) -> MarkPricesAnswer:
     """Store all the prices, then liquidate each account that they made liquidatable together.
 
     Nobody is judged between two of them. One that is refused refuses all; one that is set aside, only itself, and no
     position in its symbol is closed until it is confirmed or dropped.
     """
     try:
-        marked = await _set(request.prices, response)
+        marked = await _set(request.prices, response, caller)
     except FutureTimestampError as error:
         place = [price.symbol for price in request.prices].index(error.symbol)
         raise InvalidRequestError(error.detail, f"prices.{place}.{error.field}") from error
@@ -74,17 +89,19 @@ async def set_mark_prices(request: MarkPricesRequest, response: Response) -> Mar
 
 
 @router.get("/mark-prices", summary="Mark prices in force, with their ages", responses=problems(*STORE_PROBLEMS))
+@of_market(Scope.POSITIONS_READ, Scope.MARKS_WRITE, Scope.RISK_READ)
 async def get_mark_prices(symbol: SymbolQuery | None = None) -> MarkPriceListAnswer:
     """All symbols, or one, as of one moment; with a price that waits to be confirmed, where there is one."""
     return MarkPriceListAnswer.of(await engine().mark_list.mark_prices(symbol=symbol))
 
 
-async def _set(prices: Sequence[MarkPriceRequest], response: Response) -> MarkOutcome:
+async def _set(prices: Sequence[MarkPriceRequest], response: Response, caller: Caller) -> MarkOutcome:
     times = {price.symbol: microseconds(price.timestamp) for price in prices}
     marked = await engine().marks.set_marks(
         {price.symbol: price.price for price in prices},
         observed_us={symbol: time for symbol, time in times.items() if time is not None},
         sources={price.symbol: price.source for price in prices if price.source is not None},
+        caller=caller,
     )
     if marked.set_aside:
         response.status_code = 202

@@ -10,6 +10,8 @@ import json
 import urllib.request
 from typing import Any
 
+from functions_password import set_functions_password
+from margin.caller import Caller, operator
 from margin.errors import StateNotLoadedError
 from margin.lambda_entry import event_handler
 from margin.observability import logger
@@ -35,10 +37,10 @@ async def run(event: dict[str, Any]) -> dict[str, Any]:
         The command failed; of a custom resource the deployment fails, with the reason.
     """
     if "RequestType" not in event:
-        return await execute(str(event.get("command", "migrate")))
+        return await execute(str(event.get("command", "migrate")), operator(f"request {logger.get_correlation_id()}"))
     try:
         # Nothing is taken back when the stack goes: history outlives it.
-        data = {} if event["RequestType"] == "Delete" else await execute("migrate")
+        data = {} if event["RequestType"] == "Delete" else await execute("migrate", _deployment(event))
     except Exception as error:
         answer(event, "FAILED", reason=f"{type(error).__name__}: {error}")
         raise
@@ -46,12 +48,15 @@ async def run(event: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-async def execute(command: str) -> dict[str, Any]:
+async def execute(command: str, caller: Caller) -> dict[str, Any]:
     """Migrate; then open the state if that was asked for, or if there is no history that it could differ from."""
     settings = engine().settings
-    data: dict[str, Any] = {"revision": migrate(settings, password=engine().postgres_password())}
+    password = engine().postgres_password()
+    data: dict[str, Any] = {"revision": migrate(settings, password=password)}
+    if functions_password := engine().functions_password():
+        set_functions_password(settings, functions_password, password=password)
     if command == "open" or not await engine().history_store.accounts(0, 1):
-        report = await engine().opening.open()
+        report = await engine().opening.open(caller=caller)
         return {**data, "opened": len(report.opened), "accounts": report.accounts, "loaded": report.loaded}
     try:
         await engine().partitions.check()
@@ -59,6 +64,10 @@ async def execute(command: str) -> dict[str, Any]:
         data["state"] = NOT_LOADED.format(function=settings.aws_lambda_function_name or "FUNCTION")
         logger.warning("state_not_loaded", hint=data["state"])
     return data
+
+
+def _deployment(event: dict[str, Any]) -> Caller:
+    return Caller(subject=f"deployment:request {event['RequestId']}", source_ip=None)
 
 
 def answer(event: dict[str, Any], status: str, *, reason: str = "", data: dict[str, Any] | None = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psycopg
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
@@ -16,11 +17,16 @@ from alembic.script import ScriptDirectory
 
 from margin.config import Settings
 from margin.errors import PostgresUnavailableError
+from margin.runtime import tls_of_postgres
 
 _LOCK = 7_305_461_210
 """Advisory lock of the one that migrates; any constant does."""
 _CONNECT_TIMEOUT_S = 5
 _LOCK_TIMEOUT = "30s"
+_GRANTS = Path(__file__).parent / "migrations" / "grants.sql"
+_OWNS_HISTORY = """
+    select pg_has_role(relowner, 'usage') from pg_class where oid = 'accounts'::regclass
+"""
 
 
 def migrate(settings: Settings, *, password: str | None = None) -> str:
@@ -41,7 +47,7 @@ def migrate(settings: Settings, *, password: str | None = None) -> str:
     Raises
     ------
     PostgresUnavailableError
-        The database cannot be reached.
+        The database cannot be reached, or the user may not make what is missing.
     """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
@@ -56,7 +62,7 @@ def migrate(settings: Settings, *, password: str | None = None) -> str:
     database = sqlalchemy.create_engine(
         url,
         poolclass=sqlalchemy.NullPool,
-        connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "sslmode": settings.postgres_sslmode},
+        connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, **tls_of_postgres(settings)},
     )
     try:
         with database.connect() as connection:
@@ -69,11 +75,25 @@ def migrate(settings: Settings, *, password: str | None = None) -> str:
             if present is None or present in known:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
+                _grant(connection)
             revision = MigrationContext.configure(connection).get_current_revision()
             connection.commit()
     except sqlalchemy.exc.OperationalError as error:
         message = "PostgreSQL cannot be reached to migrate its schema."
         raise PostgresUnavailableError(message) from error
+    except sqlalchemy.exc.ProgrammingError as error:
+        if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            raise
+        message = f"{settings.postgres_user} may not migrate the schema; its owner can."
+        raise PostgresUnavailableError(message) from error
     finally:
         database.dispose()
     return revision or ""
+
+
+def _grant(connection: sqlalchemy.Connection) -> None:
+    """Give the functions' role its rights, where this is done by the one whose tables they are."""
+    if connection.exec_driver_sql(_OWNS_HISTORY).scalar_one():
+        grants = _GRANTS.read_text(encoding="utf-8")
+        connection.exec_driver_sql(grants, execution_options={"no_parameters": True})
+    connection.commit()

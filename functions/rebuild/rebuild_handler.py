@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from margin.caller import Caller, operator
 from margin.errors import InvalidRequestError, MarginError
 from margin.lambda_entry import event_handler
 from margin.observability import logger
@@ -67,12 +68,13 @@ async def rebuild(event: dict[str, Any]) -> dict[str, Any]:
         The payload is malformed, a store is down, or another process is opening the state at this moment.
     """
     try:
-        return await run(Target.of(event), keep_going=lambda: remaining_s() > RESERVE_S)
+        caller = operator(f"request {logger.get_correlation_id()}")
+        return await run(Target.of(event), caller=caller, keep_going=lambda: remaining_s() > RESERVE_S)
     except MarginError as error:
         raise RebuildError(f"{error.code}: {error.detail}") from error
 
 
-async def run(target: Target, *, keep_going: Callable[[], bool]) -> dict[str, Any]:
+async def run(target: Target, *, caller: Caller, keep_going: Callable[[], bool]) -> dict[str, Any]:
     """Rebuild a target; the answer says how much that was.
 
     ``rebuilt`` names the account or the partitions that are done, ``accounts`` were looked at, ``loaded`` put back,
@@ -85,7 +87,7 @@ async def run(target: Target, *, keep_going: Callable[[], bool]) -> dict[str, An
     """
     logger.info("rebuild_began", **dataclasses.asdict(target))
     if target.account_id is not None:
-        version = await engine().rebuilding.rebuild_account(target.account_id)
+        version = await engine().rebuilding.rebuild_account(target.account_id, caller=caller)
         return {
             "rebuilt": {"account_id": target.account_id, "version": version},
             "accounts": 1,
@@ -95,7 +97,7 @@ async def run(target: Target, *, keep_going: Callable[[], bool]) -> dict[str, An
             "complete": True,
         }
     partitions = None if target.partition is None else [target.partition]
-    report = await engine().rebuilding.rebuild(partitions, keep_going=keep_going)
+    report = await engine().rebuilding.rebuild(partitions, keep_going=keep_going, caller=caller)
     answer = dataclasses.asdict(report)
     return {"rebuilt": {"partitions": answer.pop("opened")}, **answer, **({} if report.complete else {"next": GOES_ON})}
 

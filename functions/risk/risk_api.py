@@ -5,7 +5,7 @@ from __future__ import annotations
 from margin import __version__
 from margin.contract.risk import LadderAnswer, LadderSymbol, ShocksAnswer, ShocksRequest
 from margin.errors import LimitExceededError, NoMarkPriceError
-from margin.http import STORE_PROBLEMS, Router, create_app, problems
+from margin.http import STORE_PROBLEMS, Router, Scope, create_app, of_all_accounts, problems
 from margin.lambda_entry import http_handler
 from margin.runtime import engine
 from margin.time_budget import remaining_s
@@ -19,6 +19,7 @@ router = Router(tags=["risk"])
 
 
 @router.get("/risk/ladder", summary="What moves of one price would liquidate", responses=PROBLEMS)
+@of_all_accounts(Scope.RISK_READ)
 async def get_risk_ladder(symbol: LadderSymbol) -> LadderAnswer:
     """Move the price of a symbol by 0, 1, 2.5, 5, 7.5, 10, 15, 20, 25, 30, 40 and 50 % down and up.
 
@@ -29,6 +30,7 @@ async def get_risk_ladder(symbol: LadderSymbol) -> LadderAnswer:
 
 
 @router.post("/risk/shocks", summary="What joint moves of several prices would liquidate", responses=PROBLEMS)
+@of_all_accounts(Scope.RISK_READ)
 async def run_risk_shocks(request: ShocksRequest) -> ShocksAnswer:
     """Move prices together, shock by shock, as /risk/ladder moves one.
 

@@ -19,6 +19,7 @@ from margin.errors import (
     QuantityOffLotError,
     QuantityTooLargeError,
     QuantityTooSmallError,
+    RateLimitedError,
     RedisUnavailableError,
     StaleMarkPriceError,
     StateNotLoadedError,
@@ -30,8 +31,10 @@ from margin.http import (
     IdempotencyKey,
     Response,
     Router,
+    Scope,
     create_app,
     executed,
+    of_account,
     outcome,
     problems,
 )
@@ -63,6 +66,7 @@ REFUSALS = (
     summary="Execute a trade",
     responses={**executed(TradeAnswer), **problems(*REFUSALS, *WRITE_PROBLEMS)},
 )
+@of_account(Scope.TRADE_WRITE)
 async def execute_trade(
     request: TradeRequest, response: Response, caller: CallerOf, idempotency_key: IdempotencyKey = None
 ) -> TradeAnswer:
@@ -75,15 +79,16 @@ async def execute_trade(
 @router.post(
     "/trade/preview",
     summary="Say what a trade would come to",
-    responses=problems(UnknownAccountError, RedisUnavailableError, StateNotLoadedError),
+    responses=problems(UnknownAccountError, RateLimitedError, RedisUnavailableError, StateNotLoadedError),
 )
-async def preview_trade(request: TradeRequest) -> PreviewAnswer:
+@of_account(Scope.POSITIONS_READ, Scope.TRADE_WRITE)
+async def preview_trade(request: TradeRequest, caller: CallerOf) -> PreviewAnswer:
     """Decide the trade as `/trade` would at this moment, and change nothing.
 
     A refusal is part of the answer. So is the largest quantity that each side would accept at this price: that much is
     executed, one lot more is not.
     """
-    return PreviewAnswer.of(await engine().previews.preview(request.order()))
+    return PreviewAnswer.of(await engine().previews.preview(request.order(), caller))
 
 
 app = create_app(router, title="Margin: trade", version=__version__, description=__doc__ or "")

@@ -49,17 +49,30 @@ ask_for_stores() {
     e)
         parameters=
         add RedisHost "Host of Redis or Valkey, with TLS"
-        add RedisSecretName "Name of its secret in Secrets Manager, JSON with \"password\"; empty for none"
+        add RedisSecretName "Name of the functions' secret in Secrets Manager, JSON with \"username\" and \"password\"; empty for none"
         add PostgresHost "Host of PostgreSQL"
-        add PostgresUser "Its user, who owns the schema" margin
+        add PostgresUser "The functions' user there" margin_functions
         add PostgresDatabase "Its database" margin
-        add PostgresSecretName "Name of its secret in Secrets Manager, JSON with \"username\" and \"password\"; empty for none"
+        add PostgresSecretName "Name of that user's secret in Secrets Manager, JSON with \"username\" and \"password\"; empty for none"
+        add PostgresOwner "The user who owns the schema, whom the migration alone logs in as" margin
+        add PostgresOwnerSecretName "Name of the owner's secret; empty for none"
         add SubnetIds "Private subnets of the functions, separated by commas; empty for functions outside of any network"
         add SecurityGroupIds "Their security groups, separated by commas; empty for none"
         ;;
     *) fail "The answer is c or e." ;;
     esac
-    add AlarmTopicArn "SNS topic that alarms go to, its ARN; empty for none"
+}
+
+ask_for_issuer() {
+    case $(ask "Create an issuer of the tokens that callers need (c), or use one that exists (e)?" c) in
+    c) parameters="$parameters CreateIssuer=yes" ;;
+    e)
+        add JwtIssuer "Its address, as in the claim iss of its tokens, such as https://issuer.example.com/"
+        add JwtAudience "Whom its tokens are for, as in their claim aud (or client_id, where they have no aud), separated by commas"
+        add ScopePrefix "What it puts in front of scopes, such as margin/ of margin/trade:write; empty for nothing"
+        ;;
+    *) fail "The answer is c or e." ;;
+    esac
 }
 
 add() {
@@ -107,24 +120,46 @@ deploy() {
     is_known || {
         echo "samconfig.toml does not know the environment $environment: a few questions, once."
         ask_for_stores
+        ask_for_issuer
+        add AlarmTopicArn "SNS topic that alarms go to, its ARN; empty for none"
         write_settings
     }
     [ "$(parameter CreateData)" = yes ] || [ -n "$(parameter RedisHost)" ] ||
         fail "[$environment.deploy.parameters] in samconfig.toml names no stores: give it CreateData=yes, or RedisHost and PostgresHost."
+    [ "$(parameter CreateIssuer)" = yes ] || { [ -n "$(parameter JwtIssuer)" ] && [ -n "$(parameter JwtAudience)" ]; } ||
+        fail "[$environment.deploy.parameters] in samconfig.toml names nobody who issues tokens: give it CreateIssuer=yes, or JwtIssuer and JwtAudience."
     architecture=$(parameter Architecture)
     architecture=${architecture:-arm64}
     .venv/bin/python infra/release_digest.py --write .aws-sam/release.yaml
     # samconfig.toml has it among the parameters of the deployment alone.
     sh infra/local/sam.sh build --config-env "$environment" --parameter-overrides "Architecture=$architecture"
-    exec sh infra/local/sam.sh deploy --config-env "$environment" "$@"
+    sh infra/local/sam.sh deploy --config-env "$environment" "$@"
+    [ "$(parameter CreateIssuer)" != yes ] || explain_tokens
+}
+
+# What only an operator knows: which client may use which accounts.
+explain_tokens() {
+    cat <<END
+
+Callers need a token, and a token is for the accounts that the operator has written down for its client. The outputs above name
+table and clients. All accounts for the operator, some for a trader; the oracle needs none:
+
+    aws dynamodb put-item --table-name ACCOUNTS_OF_CLIENTS_TABLE \\
+        --item '{"client_id": {"S": "OPERATOR_CLIENT_ID"}, "account_ids": {"S": "*"}}'
+    aws dynamodb put-item --table-name ACCOUNTS_OF_CLIENTS_TABLE \\
+        --item '{"client_id": {"S": "TRADER_CLIENT_ID"}, "account_ids": {"S": "1 2 3"}}'
+
+How a client gets its secret and its tokens: infra/operations.md, "Calling a deployed API".
+END
 }
 
 destroy() {
     is_known || fail "samconfig.toml does not know the environment $environment."
     [ "$(parameter DeletionProtection)" != yes ] ||
-        fail "The database of $environment is protected: set DeletionProtection=no in samconfig.toml, deploy, then destroy."
+        fail "Database and issuer of $environment are protected: set DeletionProtection=no in samconfig.toml, deploy, then destroy."
     cat <<END
 This deletes the environment $environment: API, functions, queues with what is in them, alarms and logs.
+An issuer that it created is deleted too, with its clients and what they may use.
 Stores that it created are deleted too, automatic backups included; one last snapshot of each stays, and is paid for.
 Also stays: stores that existed before, and versions of the layer.
 END

@@ -30,6 +30,33 @@ install() {
     state >"$stamp"
 }
 
+# Lists what SAM has put into the migrate function; the layer's Makefile does that for the layer.
+list_packages() {
+    directory=.aws-sam/build
+    architecture=$(machine)
+    for argument; do
+        case $argument in
+        Architecture=*) architecture=${argument#*=} ;;
+        --build-dir=*) directory=${argument#*=} ;;
+        esac
+        case ${before:-} in
+        --build-dir | -b) directory=$argument ;;
+        esac
+        before=$argument
+    done
+    built=$directory/MigrateFunction
+    [ -d "$built" ] || return 0
+    report=$(mktemp)
+    trap 'rm -f "$report"' EXIT
+    # The report names the digests, of which nothing is left in what was built; nothing is installed.
+    # shellcheck disable=SC2046  # words
+    "$python" -m pip install --quiet --quiet --disable-pip-version-check --no-input --no-deps --dry-run --require-hashes \
+        --only-binary :all: --implementation cp --python-version 3.13 \
+        $(sed 's/^platforms := //; s/[^ ]*/--platform &/g' "layers/margin/$architecture/platforms.mk") \
+        --target "$directory/nothing" --report "$report" --requirement functions/migrate/requirements.txt
+    "$python" layers/margin/sbom.py margin-migrate "$built" "$report" "$built/margin-migrate.cdx.json"
+}
+
 machine() {
     case $(uname -m) in
     arm64 | aarch64) echo arm64 ;;
@@ -56,8 +83,11 @@ build | local | validate)
     ;;
 esac
 
-if is_recent sam; then
-    exec sam "$@"
-fi
-install
-exec "$venv/bin/sam" "$@"
+sam=sam
+is_recent sam || {
+    install
+    sam=$venv/bin/sam
+}
+[ "${1:-}" = build ] || exec "$sam" "$@"
+"$sam" "$@"
+list_packages "$@"

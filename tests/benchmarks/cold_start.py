@@ -24,7 +24,7 @@ from tests.runtime.aws import Aws
 from tests.runtime.deployment import Deployment, event
 from tests.runtime.emulator import Emulator
 from tests.runtime.machine import Machine, UnfitMachineError, prepare
-from tests.runtime.stores import USER, Stores
+from tests.runtime.stores import OWNER, USER, Stores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -252,6 +252,7 @@ def measure(machine: Machine, directory: Path, valkey: EmbeddedValkey, postgres:
     stores = Stores(valkey, postgres)
     aws.put_secret("margin/redis", username=USER, password=stores.redis_password)
     aws.put_secret("margin/postgres", username=USER, password=stores.postgres_password)
+    aws.put_secret("margin/owner", username=OWNER, password=stores.owner_password)
     secret = {
         "AWS::StackName": "margin-bench",
         "RedisHost": valkey.host,
@@ -264,6 +265,8 @@ def measure(machine: Machine, directory: Path, valkey: EmbeddedValkey, postgres:
         "PostgresDatabase": USER,
         "PostgresSslMode": "disable",
         "PostgresSecretName": "margin/postgres",
+        "PostgresOwner": OWNER,
+        "PostgresOwnerSecretName": "margin/owner",
         "LiquidationsQueue": aws.make_queue("liquidations"),
     }
     plain = {**secret, "RedisSecretName": "", "PostgresSecretName": "", "PostgresUser": postgres.user}

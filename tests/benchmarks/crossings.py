@@ -14,6 +14,7 @@ from margin.domain.safe_zone import TriggerSide
 from margin.services.crossed import CrossedAccountsService
 from margin.services.liquidation import Evaluations
 from margin.services.marks import MarkPriceService
+from tests.database import OWNER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,7 +78,7 @@ async def make_known(engine: Engine, account_ids: Iterable[int]) -> None:
     async with await psycopg.AsyncConnection.connect(
         host=settings.postgres_host,
         port=settings.postgres_port,
-        user=settings.postgres_user,
+        user=OWNER,
         dbname=settings.postgres_database,
         autocommit=True,
     ) as connection:

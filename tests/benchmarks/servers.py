@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +14,7 @@ import psycopg
 from margin.config import Settings
 from margin_local.servers import EmbeddedPostgres, EmbeddedValkey
 from migrate_schema import migrate
+from tests.database import FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,4 +55,5 @@ def exchanges(number: int) -> Iterator[list[Settings]]:
                 )
             )
             migrate(settings[-1])
+            settings[-1] = dataclasses.replace(settings[-1], postgres_user=FUNCTIONS)
         yield settings

@@ -22,6 +22,7 @@ from margin.domain.position import Side
 from margin.runtime import Engine
 from tests.benchmarks.servers import exchanges
 from tests.benchmarks.turns import median_ms
+from tests.database import OWNER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +54,7 @@ async def _bench_trade(engine: Engine) -> None:
     async with await psycopg.AsyncConnection.connect(
         host=engine.settings.postgres_host,
         port=engine.settings.postgres_port,
-        user=engine.settings.postgres_user,
+        user=OWNER,
         dbname=engine.settings.postgres_database,
         autocommit=True,
     ) as postgres:

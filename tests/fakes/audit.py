@@ -12,11 +12,21 @@ from margin.domain.decimals import plain
 from margin.domain.event import parse_version, position_entry
 from margin.domain.ledger import LedgerAccount
 from margin.domain.safe_zone import TriggerSide
-from margin.ports.audit import AuditedAccount, AuditedEvent, AuditedSettlement, HotAccount, HotPosition, LedgerPage
+from margin.ports.audit import (
+    AuditedAccount,
+    AuditedChange,
+    AuditedEvent,
+    AuditedSettlement,
+    ChangeChain,
+    HotAccount,
+    HotPosition,
+    LedgerPage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from margin.domain.change_chain import Change, ChangeHead
     from margin.domain.event import StoredEvent
     from tests.fakes.history import FakeHistory
     from tests.fakes.history import Link as StoredLink
@@ -37,10 +47,15 @@ class FakeHistoryAudit:
         self.trades: dict[tuple[int, int], dict[str, Any]] = {}
         self.liquidations: dict[tuple[int, int], dict[str, Any]] = {}
         self.settled: list[AuditedSettlement] = []
+        self.change_rows: dict[ChangeChain, list[Change]] = {chain: [] for chain in ChangeChain}
+        self.change_heads: dict[tuple[ChangeChain, str], ChangeHead] = {}
         for account_id, chain in history.chains.items():
             for link in chain:
                 self._store(account_id, link)
             self.account_rows[account_id] = _account_row(history, account_id)
+
+    async def check(self) -> None:
+        pass
 
     async def last_account(self) -> int:
         return max(self.account_rows, default=0)
@@ -75,6 +90,29 @@ class FakeHistoryAudit:
     async def settlements(self, after: tuple[int, int], limit: int) -> list[AuditedSettlement]:
         rows = sorted(self.settled, key=lambda one: (one.account_id, one.liquidation_id))
         return [one for one in rows if (one.account_id, one.liquidation_id) > after][:limit]
+
+    async def changes(
+        self, chain: ChangeChain, start: tuple[str, int] | None, limit: int, *, name: str | None = None
+    ) -> list[AuditedChange]:
+        rows = sorted(self.change_rows[chain], key=lambda change: (change.name, change.n))
+        wanted = [row for row in rows if name in {None, row.name} and (start is None or (row.name, row.n) >= start)]
+        return [AuditedChange(row, self.change_heads.get((chain, row.name))) for row in wanted[:limit]]
+
+    async def lost_chains(self, chain: ChangeChain, limit: int, *, name: str | None = None) -> list[ChangeHead]:
+        kept = {row.name for row in self.change_rows[chain]}
+        heads = [head for (kind, _), head in sorted(self.change_heads.items()) if kind == chain]
+        return [head for head in heads if head.name not in kept and name in {None, head.name}][:limit]
+
+    async def strangers(self, table: str, after_account_id: int, limit: int) -> tuple[int | None, list[int]]:
+        places: dict[str, Any] = {
+            "events": self.event_rows,
+            "trades": self.trades,
+            "liquidations": self.liquidations,
+            "ledger_lines": self.lines,
+        }
+        owners = sorted({place[0] for place in places[table] if place[0] > after_account_id})[:limit]
+        last = owners[-1] if len(owners) == limit else None
+        return last, [account_id for account_id in owners if account_id not in self.account_rows]
 
     async def ledger(self, after: tuple[int, int, int], total: Decimal, limit: int) -> LedgerPage:
         places = sorted(place for place in self.lines if place > after)

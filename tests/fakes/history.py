@@ -20,6 +20,7 @@ from margin.ports.queries import LiquidationPage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from margin.caller import Caller
     from margin.domain.event import StoredEvent
     from margin.domain.market import Mark
     from margin.ports.history import ReadAt
@@ -58,6 +59,7 @@ class FakeHistory:
         self.rejected_keys: set[str] = set()
         self.live_keys_max = 1000
         self.openings: list[OpeningRecord] = []
+        self.rebuilds: list[tuple[int, str, str, Caller]] = []
         self.fences: dict[tuple[int, int], int] = {}
         self.mark_price_samples: dict[tuple[str, int], Mark] = {}
         self._marks: dict[str, Mark] = {}
@@ -195,6 +197,10 @@ class FakeHistory:
         await self._faults.before("history.opening_basis")
         mine = [each for each in self.openings if each.partition == partition or each.partitions != partitions]
         return max((each.epoch for each in mine), default=0)
+
+    async def record_rebuild(self, account_id: int, dropped: str, restored: str, caller: Caller) -> None:
+        await self._faults.before("history.record_rebuild")
+        self.rebuilds.append((account_id, dropped, restored, caller))
 
     async def last_partitions(self) -> int | None:
         await self._faults.before("history.last_partitions")

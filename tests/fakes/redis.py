@@ -10,6 +10,7 @@ from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from margin.caller import NOBODY
 from margin.domain.controls import ENGINE_CONTROL, account_control, symbol_control
 from margin.domain.event import StoredEvent, version_of
 from margin.domain.mark_jump import MarkCandidate
@@ -32,6 +33,7 @@ from margin.ports import (
     IndexedAccount,
     Loaded,
     MarkUpdate,
+    RateLimit,
     SetAside,
     StoredResult,
     SweepPage,
@@ -43,6 +45,7 @@ from margin.ports.opening import Opening, PartitionState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from margin.caller import Caller
     from margin.domain.account import Account
     from margin.domain.funding import Funding
     from margin.domain.instrument import Instrument
@@ -56,6 +59,11 @@ WARNED_PER_CALL_MAX = 200
 _NEVER = Mark(Decimal(1), -1)
 _WARNING_PCT = Decimal(80)
 """Any below 100: the triggers of the warning have a shift of their own, whatever their level."""
+
+
+def _count_nothing(limits: Sequence[RateLimit]) -> None:
+    if limits:
+        raise NotImplementedError("requests are counted by Redis alone")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +111,7 @@ class FakeRedis:
     keys: dict[tuple[int, str], _Record] = dataclasses.field(default_factory=dict)
     marks: dict[str, Mark] = dataclasses.field(default_factory=dict)
     mark_candidates: dict[str, _Waiting] = dataclasses.field(default_factory=dict)
+    mark_waiting_senders: dict[str, Caller] = dataclasses.field(default_factory=dict)
     instruments: dict[str, Instrument] = dataclasses.field(default_factory=dict)
     staged: dict[str, Instrument] = dataclasses.field(default_factory=dict)
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -126,6 +135,7 @@ class FakeRedis:
         *("accounts", "pending", "pending_since_us", "keys", "marks", "instruments", "controls", "markers"),
         *("control_ids", "controls_aligned_to", "blocked", "holds", "openings", "sweeps", "sequences", "reports"),
         *("warned", "staged", "dropped", "anchoring", "funding", "mark_candidates"),
+        "mark_waiting_senders",
     )
 
     def flush(self) -> None:
@@ -242,9 +252,12 @@ class FakeAccounts:
     def partitions(self) -> int:
         return self._redis.partitions if self._partitions is None else self._partitions
 
-    async def read(self, account_id: int, *, symbol: str = "", key: str = "") -> AccountView:
+    async def read(
+        self, account_id: int, *, symbol: str = "", key: str = "", limits: Sequence[RateLimit] = ()
+    ) -> AccountView:
         redis = self._redis
         await redis.faults.before("accounts.read")
+        _count_nothing(limits)
         partition = self._partition(account_id)
         redis.require_loaded(partition)
         hot = redis.accounts.get(account_id)
@@ -661,9 +674,12 @@ class FakeMarket:
         crossed_max: int,
         observed_us: Mapping[str, int] | None = None,
         sources: Mapping[str, str] | None = None,
+        caller: Caller = NOBODY,
+        limits: Sequence[RateLimit] = (),
     ) -> list[MarkUpdate]:
         redis = self._redis
         await redis.faults.before("market.set_marks")
+        _count_nothing(limits)
         for partition in range(redis.partitions):
             redis.require_loaded(partition)
         self._judge_times(observed_us or {})
@@ -676,12 +692,22 @@ class FakeMarket:
             if in_force is not None:
                 before_us = redis.marks[symbol].stamp_us if symbol in redis.marks else 0
                 stamp_us = max(before_us + 1, redis.clock.now_us)
-                redis.marks[symbol] = Mark(in_force.price, stamp_us, in_force.observed_us, in_force.source)
+                sender = caller if in_force is one else redis.mark_waiting_senders.get(symbol, NOBODY)
+                redis.marks[symbol] = Mark(
+                    in_force.price,
+                    stamp_us,
+                    in_force.observed_us,
+                    in_force.source,
+                    sender.subject,
+                    sender.source_ip,
+                )
                 stored.append(symbol)
             if waiting is None:
                 redis.mark_candidates.pop(symbol, None)
             else:
                 redis.mark_candidates[symbol] = dataclasses.replace(waiting, stamp_us=redis.marks[symbol].stamp_us)
+                if waiting.candidate is one:
+                    redis.mark_waiting_senders[symbol] = caller
             if jump_max is not None:
                 asides[symbol] = SetAside(redis.marks[symbol].price, jump_max, moved_mark=in_force is not None)
         found = {update.symbol: update for update in self._updates(stored, crossed_max)}

@@ -15,8 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import migrate_schema
 from margin.config import Settings
 from margin_local.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
+from tests.database import FUNCTIONS
 from tests.faults import serve
 from tests.faults.points import FaultPoint
 from tests.integration.local.runner import descendants, signal_all
@@ -174,6 +176,8 @@ class House:
     async def __aenter__(self) -> Self:
         try:
             await asyncio.gather(asyncio.to_thread(self.valkey.start), asyncio.to_thread(self.postgres.start))
+            owner = dataclasses.replace(self.settings, postgres_user=self.postgres.user)
+            await asyncio.to_thread(migrate_schema.migrate, owner)
         except BaseException:
             await self._stop()
             raise
@@ -192,7 +196,7 @@ class House:
             redis_port=self.valkey.port,
             postgres_host=self.postgres.host,
             postgres_port=self.postgres.port,
-            postgres_user=self.postgres.user,
+            postgres_user=FUNCTIONS,
             postgres_database=self.postgres.database,
         )
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from margin.domain.event import StoredEvent
     from margin.errors import MarginError
-    from margin.ports import AccountView, Commit, CommitReply
+    from margin.ports import AccountView, Commit, CommitReply, RateLimit
     from margin.ports.history import Appended, HistoryWriter, ReadAt
 
 T = TypeVar("T")
@@ -260,12 +260,14 @@ class _Wrapper:
 class FaultyAccounts(_Wrapper):
     """An `AccountStore` whose steps of the write path are fault points; all else is the store's own."""
 
-    async def read(self, account_id: int, *, symbol: str = "", key: str = "") -> AccountView:
+    async def read(
+        self, account_id: int, *, symbol: str = "", key: str = "", limits: Sequence[RateLimit] = ()
+    ) -> AccountView:
         """Read an account, between two points."""
         return await self._plan.around(
             FaultPoint.BEFORE_READ,
             FaultPoint.AFTER_READ,
-            lambda: self._store.read(account_id, symbol=symbol, key=key),
+            lambda: self._store.read(account_id, symbol=symbol, key=key, limits=limits),
             _redis_lost,
         )
 

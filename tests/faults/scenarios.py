@@ -354,7 +354,7 @@ async def _make_postgres_read_only(stage: Stage) -> None:
     connection = await psycopg.AsyncConnection.connect(
         host=settings.postgres_host,
         port=settings.postgres_port,
-        user=settings.postgres_user,
+        user=stage.house.postgres.user,
         dbname=settings.postgres_database,
         options="-c default_transaction_read_only=off",
         autocommit=True,

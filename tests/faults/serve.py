@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from margin import observability
-from margin.config import Settings
+from margin.config import AUTH_OFF, Settings
 from margin.runtime import Engine
 from margin_local import server
 from tests.faults.points import Fault, FaultPlan, FaultyAccounts, FaultyHistory
@@ -124,7 +124,7 @@ async def _drain(settings: Settings, faults: Sequence[Fault]) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Serve or drain until done or told to stop."""
     faults = [Fault.parse(argument) for argument in arguments if not argument.startswith("--")]
-    environment = dict(os.environ)
+    environment = {"AUTH": AUTH_OFF, **os.environ}
     settings = Settings.from_environment(environment)
     if "--drain" in arguments:
         observability.configure(publish_metrics=False, log_level="WARNING", stream=sys.stderr)

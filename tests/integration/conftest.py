@@ -13,7 +13,8 @@ import redis
 import migrate_schema
 from margin.config import Settings
 from margin.runtime import Engine
-from tests.database import EMPTY_ALL_TABLES, connect
+from tests import acl
+from tests.database import EMPTY_ALL_TABLES, FUNCTIONS, connect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -77,6 +78,7 @@ def store(valkey_server: EmbeddedValkey) -> Iterator[redis.Redis]:
     """Yield a client of the emptied Valkey, past the engine."""
     with redis.Redis(host=valkey_server.host, port=valkey_server.port, decode_responses=True) as client:
         client.flushall()
+        acl.make_user(client)
         yield client
 
 
@@ -88,9 +90,11 @@ def settings(
     return Settings(
         redis_host=valkey_server.host,
         redis_port=valkey_server.port,
+        redis_username=acl.USERNAME,
+        redis_password=acl.PASSWORD,
         postgres_host=postgres_server.host,
         postgres_port=postgres_server.port,
-        postgres_user=postgres_server.user,
+        postgres_user=FUNCTIONS,
         postgres_database=database,
     )
 

@@ -100,8 +100,7 @@ async def reconcile(history: FakeHistoryAudit, hot: FakeHotAudit) -> ReconcileRe
 
 def mutations(history: FakeHistoryAudit, hot: FakeHotAudit) -> Iterator[tuple[str, Change]]:
     """Every single change that can be made, by name."""
-    yield from _of_events(history)
-    yield from _of_derived_rows(history)
+    yield from history_mutations(history)
     for owner, keys in hot.keys.items():
         yield f"{owner} deleted", partial(hot.keys.pop, owner)
         yield from _of_hot_account(owner, keys)
@@ -111,6 +110,12 @@ def mutations(history: FakeHistoryAudit, hot: FakeHotAudit) -> Iterator[tuple[st
                 yield f"trigger {trigger}", partial(hot.triggers.symmetric_difference_update, {trigger})
     yield "an account of nobody", partial(hot.keys.update, {"99": next(iter(hot.keys.values()))})
     yield "a trigger of nobody", partial(hot.triggers.add, (BTC, TriggerSide.FLOOR, "99"))
+
+
+def history_mutations(history: FakeHistoryAudit) -> Iterator[tuple[str, Change]]:
+    """Every single change that can be made in history, by name."""
+    yield from _of_events(history)
+    yield from _of_derived_rows(history)
 
 
 def _of_events(history: FakeHistoryAudit) -> Iterator[tuple[str, Change]]:

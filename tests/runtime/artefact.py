@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.template.documents import Document, Function
 
 LAYER = "MarginLayer"
+# The nested stack that has a function.
+ISSUER = "Issuer"
 BUILD_TIMEOUT_S = 300
 
 
@@ -74,6 +76,15 @@ def build(machine: Machine, directory: Path) -> Artefact:
         stdin=subprocess.DEVNULL,
     )
     assert built.returncode == 0, built.stderr[-4000:]
+    return _read(directory)
+
+
+def of_the_issuer(artefact: Artefact) -> Artefact:
+    """Return the part of a build that the nested stack of the issuer is; its functions have no layer."""
+    return _read(artefact.directory / ISSUER)
+
+
+def _read(directory: Path) -> Artefact:
     template = documents.read(directory / "template.yaml")
     with mock.patch.dict(os.environ, AWS_DEFAULT_REGION="eu-central-1"):  # The translator asks for it.
         deployed = documents.transform(template)

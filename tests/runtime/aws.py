@@ -23,7 +23,7 @@ START_TIMEOUT_S = 30.0
 
 
 class Aws:
-    """Secrets Manager and SQS.
+    """Secrets Manager, SQS and DynamoDB.
 
     Parameters
     ----------
@@ -51,6 +51,7 @@ class Aws:
         session = boto3.Session(aws_access_key_id="testing", aws_secret_access_key="testing", region_name=REGION)
         self.secrets = session.client("secretsmanager", endpoint_url=self.url)
         self.sqs = session.client("sqs", endpoint_url=self.url)
+        self.dynamodb = session.client("dynamodb", endpoint_url=self.url)
 
     def put_secret(self, name: str, **fields: str) -> None:
         """Make a secret, or give it another value, as its rotation does."""
@@ -88,6 +89,7 @@ class Aws:
         """End the server."""
         self.secrets.close()
         self.sqs.close()
+        self.dynamodb.close()
         self._process.terminate()
         self._process.wait()
 

@@ -10,7 +10,7 @@ from tests.runtime import artefact as artefacts
 from tests.runtime.aws import Aws
 from tests.runtime.deployment import Deployment
 from tests.runtime.machine import UnfitMachineError, prepare
-from tests.runtime.stores import USER, Stores
+from tests.runtime.stores import OWNER, USER, Stores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 REDIS_SECRET = "margin/redis"
 POSTGRES_SECRET = "margin/postgres"
+OWNER_SECRET = "margin/owner"
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +41,7 @@ def artefact(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Arte
 
 @pytest.fixture(scope="session")
 def aws(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
-    """Yield Secrets Manager and SQS."""
+    """Yield Secrets Manager, SQS and DynamoDB."""
     aws = Aws(tmp_path_factory.mktemp("aws") / "moto.log")
     yield aws
     aws.stop()
@@ -54,6 +55,7 @@ def kept_stores(
     stores = Stores(valkey_server, postgres_server)
     aws.put_secret(REDIS_SECRET, username=USER, password=stores.redis_password)
     aws.put_secret(POSTGRES_SECRET, username=USER, password=stores.postgres_password)
+    aws.put_secret(OWNER_SECRET, username=OWNER, password=stores.owner_password)
     yield stores
     stores.close()
 
@@ -79,6 +81,8 @@ def parameters(valkey_server: EmbeddedValkey, postgres_server: EmbeddedPostgres,
         "PostgresDatabase": USER,
         "PostgresSslMode": "disable",
         "PostgresSecretName": POSTGRES_SECRET,
+        "PostgresOwner": OWNER,
+        "PostgresOwnerSecretName": OWNER_SECRET,
         "LiquidationsQueue": queue_url,
     }
 

@@ -22,7 +22,12 @@ EVENTS = ROOT / "events"
 
 def event(name: str) -> dict[str, Any]:
     """Read an event of the folder ``events``."""
-    return json.loads((EVENTS / f"{name}.json").read_text(encoding="utf-8"))
+    return event_of(EVENTS / f"{name}.json")
+
+
+def event_of(path: Path) -> dict[str, Any]:
+    """Read an event."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @dataclasses.dataclass(frozen=True)

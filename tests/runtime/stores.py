@@ -13,7 +13,8 @@ import psycopg
 import redis
 from psycopg import sql
 
-from tests.database import EMPTY_ALL_TABLES
+from tests import acl
+from tests.database import EMPTY_ALL_TABLES, FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from margin_local.servers import EmbeddedPostgres, EmbeddedValkey
 
 USER = "margin_runtime"
-"""Of Redis and of PostgreSQL, and the database, which it owns."""
+"""Of Redis and of PostgreSQL, and the database: it may what functions may."""
+OWNER = "margin_runtime_owner"
+"""Of the database, and of the migration."""
 TABLES = ("ledger_lines", "liquidations", "trades", "events", "accounts")
 
 
@@ -35,8 +38,15 @@ class Stores:
         self._address["options"] = "-c statement_timeout=10s"
         with psycopg.connect(**self._address, dbname="postgres", autocommit=True) as connection:
             _ask_for_password(connection)
-            connection.execute(sql.SQL("create role {} login").format(sql.Identifier(USER)))
-            connection.execute(sql.SQL("create database {0} owner {0}").format(sql.Identifier(USER)))
+            # One server's tests share the role, whichever of them come first.
+            if connection.execute("select to_regrole(%s)", [FUNCTIONS]).fetchone() == (None,):
+                connection.execute(sql.SQL("create role {} login").format(sql.Identifier(FUNCTIONS)))
+            self.owner_password = new_password()
+            names = {"user": sql.Identifier(USER), "owner": sql.Identifier(OWNER), "role": sql.Identifier(FUNCTIONS)}
+            connection.execute(sql.SQL("create role {user} login in role {role}").format(**names))
+            made = sql.SQL("create role {owner} login password {password}")
+            connection.execute(made.format(**names, password=sql.Literal(self.owner_password)))
+            connection.execute(sql.SQL("create database {user} owner {owner}").format(**names))
         self.postgres = self.connect()
         self.set_redis_password(new_password())
         self.set_postgres_password(new_password())
@@ -47,7 +57,7 @@ class Stores:
 
     def set_redis_password(self, password: str) -> None:
         """Change the password of the engine's user, and end the connections that were made with the one before."""
-        self.redis.execute_command("ACL", "SETUSER", USER, "reset", "on", f">{password}", "~*", "&*", "+@all")
+        self.redis.execute_command("ACL", "SETUSER", USER, "reset", "on", f">{password}", *acl.rules())
         self.redis.execute_command("CLIENT", "KILL", "USER", USER)
         self.redis_password = password
 
@@ -77,7 +87,7 @@ class Stores:
         self.redis.flushall()
         self.postgres.execute("set lock_timeout = '5s'")
         self.postgres.execute("drop schema public cascade")
-        self.postgres.execute(sql.SQL("create schema public authorization {}").format(sql.Identifier(USER)))
+        self.postgres.execute(sql.SQL("create schema public authorization {}").format(sql.Identifier(OWNER)))
 
     def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Ask the database."""
@@ -115,10 +125,10 @@ def new_password() -> str:
 
 
 def _ask_for_password(connection: psycopg.Connection[Any]) -> None:
-    """Let the server trust everybody but the engine's user."""
+    """Let the server trust everybody but the engine's users."""
     ((path,),) = connection.execute("show hba_file").fetchall()
     rules = Path(path)
     rules.write_text(
-        f"host all {USER} 127.0.0.1/32 scram-sha-256\n{rules.read_text(encoding='utf-8')}", encoding="utf-8"
+        f"host all {USER},{OWNER} 127.0.0.1/32 scram-sha-256\n{rules.read_text(encoding='utf-8')}", encoding="utf-8"
     )
     connection.execute("select pg_reload_conf()")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.runtime.deployment import EVENTS, event
+from tests.runtime.deployment import EVENTS, event, event_of
 from tests.runtime.machine import ROOT
 
 if TYPE_CHECKING:
@@ -19,14 +19,20 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.runtime
 
 KEY = "3f0a2a52-8c1e-4b57-9b1e-0d9f3f6f2b11"
+# As in the claims of the events.
+TRADER, OPERATOR = "1trader23456789", "1operator23456789"
 # Of the 1 at 50000 that account 3 holds with 15000, at a mark of 36000.
 LEFT_OPEN = "0.25252525"
 PROBLEM_FIELDS = {"type", "title", "status", "detail", "code", "request_id"}
 
 
 def contents(stores: Stores) -> tuple[dict[str, Any], dict[str, int]]:
-    """What both stores hold: equal before and after means that nothing was written."""
-    return {name: stores.redis.dump(name) for name in sorted(stores.redis.keys())}, stores.counts()
+    """What both stores hold: equal before and after means that nothing was written.
+
+    Without the moments of the rate limits, which every request moves and which end by themselves.
+    """
+    names = sorted(name for name in stores.redis.scan_iter() if not name.startswith("rate:"))
+    return {name: stores.redis.dump(name) for name in names}, stores.counts()
 
 
 def set_mark_unseen(stores: Stores, price: str) -> None:
@@ -60,7 +66,8 @@ def test_trade_accepted_is_in_redis_and_in_history(market: Deployment, stores: S
     ((identity, *stored),) = stores.rows("select id, account_id, symbol, side, quantity, price from trades")
     assert str(identity) == str(trade["trade_id"])
     assert [str(value) for value in stored] == ["1", "BTC-PERP", "BUY", "0.1", "50000"]
-    assert stores.rows("select source_ip from events where type = 'TRADE'") == [("203.0.113.7",)]
+    sent_by = stores.rows("select subject, source_ip from events where type = 'TRADE'")
+    assert sent_by == [(TRADER, "203.0.113.7")]
 
 
 def test_trade_rejected_changes_nothing(market: Deployment, stores: Stores) -> None:
@@ -180,8 +187,8 @@ def test_funding_is_in_history_and_moves_the_index_once(market: Deployment, stor
     assert (reply.json["funding_index"], reply.json["n"], reply.json["effective"]) == ("5", 1, True)
     again = market.send(event("funding"))
     assert (again.status, again.json, again.headers["idempotent-replayed"]) == (200, reply.json, "true")
-    stored = stores.rows("select symbol, n, funding_index, source_ip, applied_at is null from funding_rates")
-    assert stored == [("BTC-PERP", 1, 5, "203.0.113.7", False)]
+    stored = stores.rows("select symbol, n, funding_index, subject, source_ip, applied_at is null from funding_rates")
+    assert stored == [("BTC-PERP", 1, 5, OPERATOR, "203.0.113.7", False)]
     assert stores.redis.hget("funding", "BTC-PERP").startswith("1 5 ")
     owed = market.get("/funding/1")
     assert [one["amount"] for one in owed["pending"]] == ["-0.5"]
@@ -195,8 +202,8 @@ def test_pause_is_in_redis_and_in_history_and_stops_the_next_trade(market: Deplo
     assert reply.status == 200, reply.text
     assert (reply.json["name"], reply.json["state"], reply.json["effective"]) == ("engine", "paused", True)
     assert stores.redis.hgetall("controls") == {"engine": "paused"}
-    stored = stores.rows("select name, state, reason, source_ip from control_changes")
-    assert stored == [("engine", "paused", "the oracle sends wrong prices", "203.0.113.7")]
+    stored = stores.rows("select name, state, reason, subject, source_ip from control_changes")
+    assert stored == [("engine", "paused", "the oracle sends wrong prices", OPERATOR, "203.0.113.7")]
     refusal = market.send(event("trade_accepted"))
     assert (refusal.status, refusal.json["code"]) == (400, "NOT_ACTIVE")
     listed = market.send(event("controls"))
@@ -211,14 +218,47 @@ def test_rules_of_a_symbol_are_in_history_and_in_force(market: Deployment, store
     reply = market.send(event("instrument_tiers"))
     assert reply.status == 200, reply.text
     assert (reply.json["symbol"], reply.json["version"], reply.json["effective"]) == ("BTC-PERP", 1, True)
-    stored = stores.rows("select symbol, version, source_ip, effective_at is null from instruments")
-    assert stored == [("BTC-PERP", 1, "203.0.113.7", False)]
+    stored = stores.rows("select symbol, version, subject, source_ip, effective_at is null from instruments")
+    assert stored == [("BTC-PERP", 1, OPERATOR, "203.0.113.7", False)]
     read = market.send(event("instrument"))
     assert read.status == 200, read.text
     assert [tier["maintenance_amount"] for tier in read.json["tiers"]] == ["0", "15000"]
     listed = market.send(event("instruments"))
     assert listed.status == 200, listed.text
     assert listed.json["instruments"] == [read.json]
+
+
+# --- who may ---
+
+
+def test_event_without_the_claims_of_an_authorizer_is_refused_but_for_health(
+    market: Deployment, stores: Stores
+) -> None:
+    before = contents(stores)
+    for path in sorted(EVENTS.glob("*.json")):
+        request = event_of(path)
+        if request.get("requestContext", {}).pop("authorizer", None) is None:
+            continue
+        reply = market.send(request)
+        assert (reply.status, reply.json["code"]) == (401, "UNAUTHENTICATED"), path.name
+        assert reply.headers["www-authenticate"].startswith("Bearer"), path.name
+    assert contents(stores) == before
+    health = event("health")
+    assert "authorizer" not in health["requestContext"]
+    assert market.send(health).status == 200
+
+
+def test_event_of_a_token_without_its_scope_or_its_account_is_refused(market: Deployment, stores: Stores) -> None:
+    before = contents(stores)
+    request = event("trade_accepted")
+    claims = request["requestContext"]["authorizer"]["jwt"]["claims"]
+    unscoped = claims.pop("scope")
+    reply = market.send(request)
+    assert (reply.status, reply.json["code"]) == (403, "FORBIDDEN")
+    claims |= {"scope": unscoped, "account_ids": "2 3"}
+    reply = market.send(request)
+    assert (reply.status, reply.json["code"]) == (404, "UNKNOWN_ACCOUNT")
+    assert contents(stores) == before
 
 
 # --- reading ---

@@ -136,19 +136,17 @@ def test_secrets_are_read_when_the_first_connection_is_made_and_not_before(funct
     assert (reply.status, reply.json.get("code")) == (503, "REDIS_UNAVAILABLE")
 
 
-def test_rotated_secrets_are_picked_up_when_the_kept_ones_are_old(market: Deployment, stores: Stores, aws: Aws) -> None:
-    environment = market.fresh("TradeFunction", SECRET_TTL_S="5")
+def test_rotated_secrets_are_picked_up_when_the_kept_ones_are_refused(
+    market: Deployment, stores: Stores, aws: Aws
+) -> None:
+    environment = market.fresh("TradeFunction", SECRET_TTL_S="300")
     order = event("trade_accepted")
     assert market.send(order, to=environment).status == 200
-    read_s = time.monotonic()
     stores.set_redis_password(new_password())
     stores.set_postgres_password(new_password())
     aws.put_secret(REDIS_SECRET, username=USER, password=stores.redis_password)
     aws.put_secret(POSTGRES_SECRET, username=USER, password=stores.postgres_password)
     try:
-        # The old passwords are still kept, and refused by now.
-        assert market.send(order, to=environment).status == 503
-        time.sleep(max(0.0, read_s + 5.2 - time.monotonic()))
         reply = market.send(order, to=environment)
         assert reply.status == 200, reply.text
         assert stores.one("select count(*) from trades") == 2

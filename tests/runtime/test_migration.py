@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.runtime
 
-NEWEST = "0006"
+NEWEST = "0008"
 
 
 @dataclasses.dataclass
@@ -121,14 +121,19 @@ def test_schema_of_a_later_release_is_left_as_it_is(
         stores.postgres.execute("update alembic_version set version_num = %s", [NEWEST])
 
 
+def kept_keys(stores: Stores) -> set[str]:
+    """Names of the keys in Redis, but for counted requests, which are soon forgotten."""
+    return {name for name in stores.redis.scan_iter() if not name.startswith("rate:")}
+
+
 def test_deletion_touches_nothing_and_needs_no_database(
     market: Deployment, stores: Stores, cloudformation: CloudFormation
 ) -> None:
-    before = stores.counts(), stores.redis.dbsize()
+    before = stores.counts(), kept_keys(stores)
     cut_off = market.fresh("MigrateFunction", parameters={"PostgresPort": str(choose_port())})
     answer = cloudformation.calls(cut_off, event("migrate_delete"))
     assert (answer["Status"], answer["Data"]) == ("SUCCESS", {})
-    assert (stores.counts(), stores.redis.dbsize()) == before
+    assert (stores.counts(), kept_keys(stores)) == before
 
 
 def test_database_that_cannot_be_reached_fails_the_deployment_with_the_reason(

@@ -17,7 +17,7 @@ Document = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "template.yaml"
-NESTED = tuple(ROOT / "infra" / f"{name}.yaml" for name in ("data", "network", "observability"))
+NESTED = tuple(ROOT / "infra" / f"{name}.yaml" for name in ("cognito", "data", "network", "observability"))
 
 BUCKET = "s3://artefacts/"
 FUNCTION = "AWS::Lambda::Function"

@@ -65,5 +65,5 @@ def test_layer_that_is_built_for_no_architecture_fails_and_says_so(tmp_path: Pat
 def test_everything_that_the_layer_is_made_of_is_there() -> None:
     plan = _plan(LAYER / "arm64")
     made_of = set(re.findall(r"(\.\./\S+)", plan.stdout))
-    assert made_of == {"../requirements.txt", "../margin", "../lazy_exports.py"}
+    assert made_of == {"../requirements.txt", "../margin", "../lazy_exports.py", "../sbom.py"}
     assert [path for path in made_of if not (LAYER / "arm64" / path).exists()] == []

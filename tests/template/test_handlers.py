@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
 import sysconfig
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.template import documents
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tests.template.documents import Function
 
 LAYER = documents.ROOT / "layers" / "margin"
+# Deployed by infra/cognito.yaml, without the layer.
+OF_THE_ISSUER = "token_claims"
 # Lambda's own.
 RUNTIME = {"boto3", "botocore", "jmespath", "python-dateutil", "s3transfer", "six", "urllib3"}
 
@@ -89,19 +92,40 @@ def test_every_handler_is_importable_with_layer_and_folder_alone(functions: list
     outcomes = []
     for absent, handlers in groups.items():
         given = {"handlers": handlers, "shared": [str(LAYER), *site], "absent": sorted(absent)}
-        command = [sys.executable, "-I", "-S", "-c", IMPORT]
-        process = subprocess.run(
-            command, input=json.dumps(given), capture_output=True, text=True, check=False, timeout=60
-        )
-        assert process.returncode == 0, process.stderr
-        outcomes.append(json.loads(process.stdout.splitlines()[-1]))
+        outcomes.append(_imported(given))
     assert {handler: error for outcome in outcomes for handler, error in outcome["errors"].items()} == {}
     assert sum(outcome["imported"] for outcome in outcomes) == len(functions)
 
 
+def _imported(given: dict[str, object], **variables: str) -> dict[str, Any]:
+    command = [sys.executable, "-I", "-S", "-c", IMPORT]
+    process = subprocess.run(
+        command,
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **variables},
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def test_trigger_of_the_issuer_is_importable_with_its_folder_alone(nested: dict[str, documents.Document]) -> None:
+    function = nested["cognito.yaml"]["Resources"]["TokenClaimsFunction"]["Properties"]
+    folder = documents.ROOT / "infra" / function["CodeUri"]
+    site = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    absent = sorted(module for module, names in _providers().items() if not names & RUNTIME)
+    given = {"handlers": {function["Handler"]: str(folder.resolve())}, "shared": site, "absent": absent}
+    assert folder.resolve().name == OF_THE_ISSUER
+    assert "margin" not in given["shared"]
+    assert _imported(given, ACCOUNTS_TABLE="accounts") == {"imported": 1, "errors": {}}
+
+
 def test_every_folder_of_functions_is_deployed(functions: list[Function]) -> None:
     folders = {path.parent.name for path in (documents.ROOT / "functions").glob("*/*.py")}
-    assert {function.folder for function in functions} == folders
+    assert {function.folder for function in functions} | {OF_THE_ISSUER} == folders
 
 
 def test_layer_and_runtime_are_all_that_a_handler_sees() -> None:

@@ -30,6 +30,7 @@ WILDCARDS = {
     ),
     "SecretsEndpoint": ({"secretsmanager:GetSecretValue"}, "bounds whom the endpoint serves; the roles grant"),
     "QueuesEndpoint": ({"sqs:SendMessage"}, "bounds whom the endpoint serves; the roles grant"),
+    "TokenClaimsRole": ({"xray:PutTraceSegments", "xray:PutTelemetryRecords"}, "X-Ray knows no resources"),
     "AnswersEndpoint": ({"s3:PutObject"}, "CloudFormation's bucket for answers; its name differs by region"),
 }
 TRUSTED = {"lambda.amazonaws.com", "scheduler.amazonaws.com", "rds.amazonaws.com"}
@@ -60,7 +61,14 @@ USES = {
         "sqs:GetQueueAttributes",
     },
     "RebuildFunction": {STATE, HISTORY, "sqs:SendMessage"},
-    "MigrateFunction": {STATE, HISTORY, "sqs:SendMessage", "secretsmanager:GetSecretValue"},
+    "MigrateFunction": {
+        STATE,
+        "sqs:SendMessage",
+        # As the owner of the schema, which no other function is.
+        "rds-db:connect",
+        "secretsmanager:GetSecretValue",
+        "kms:Decrypt",
+    },
 }
 EVERY_FUNCTION = {"TracingPolicy", "NetworkPolicy", "logs:CreateLogStream", "logs:PutLogEvents"}
 
@@ -169,12 +177,37 @@ def test_each_function_writes_to_its_own_log_alone(functions: list[Function], te
         assert [statement["Resource"] for statement in written] == [{"Fn::GetAtt": [log, "Arn"]}], function.name
 
 
-def test_every_route_but_health_asks_for_credentials(template: Document, deployed: Document) -> None:
+def test_every_route_but_health_asks_for_a_token(template: Document, deployed: Document) -> None:
     api = deployed["Resources"]["Api"]["Properties"]["Body"]
     security = {
-        (method, path): [name for scheme in operation["security"] for name in scheme]
+        (method, path): operation["security"]
         for path, operations in api["paths"].items()
         for method, operation in operations.items()
     }
-    assert {route for route, schemes in security.items() if schemes != ["AWS_IAM"]} == {("get", "/health")}
-    assert template["Resources"]["Api"]["Properties"]["Auth"]["DefaultAuthorizer"] == "AWS_IAM"
+    # Without scopes: the functions check them, and tests/unit/http does.
+    assert {route for route, schemes in security.items() if schemes != [{"Jwt": []}]} == {("get", "/health")}
+    assert security["get", "/health"] == [{"NONE": []}]
+    assert template["Resources"]["Api"]["Properties"]["Auth"]["DefaultAuthorizer"] == "Jwt"
+
+
+def test_nothing_takes_the_authorizer_away(deployed: Document) -> None:
+    api = deployed["Resources"]["Api"]["Properties"]["Body"]
+    ((name, scheme),) = api["components"]["securitySchemes"].items()
+    authorizer = scheme["x-amazon-apigateway-authorizer"]
+    assert (name, scheme["type"], authorizer["type"]) == ("Jwt", "oauth2", "jwt")
+    assert authorizer["identitySource"] == "$request.header.Authorization"
+    # Parameters choose the issuer and the audience, and nothing else of it.
+    unchosen = {**api, "components": {**authorizer, "jwtConfiguration": None}, "x-amazon-apigateway-cors": None}
+    assert "Fn::If" not in json.dumps(unchosen)
+    assert "Condition" not in deployed["Resources"]["Api"]
+
+
+@pytest.mark.parametrize("parameters", [{"CreateData": "yes"}, {"PostgresIamResourceId": "prx-1"}])
+def test_migration_alone_may_log_in_as_the_owner(deployed: Document, parameters: dict[str, str]) -> None:
+    evaluation = documents.Evaluation(deployed, **parameters)
+    users = {
+        name: evaluation.of(statement["Resource"]).rsplit("/", 1)[1]
+        for name, statement in _policies(deployed)
+        if statement.get("Action") == "rds-db:connect"
+    }
+    assert users == {"HistoryPolicy": "margin_functions", "MigrateRole": "margin"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from decimal import Decimal
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from margin.config import SettingError, Settings
+from tests import acl
 from tests.template import documents
 from tests.template.documents import Evaluation
 
@@ -141,6 +143,88 @@ def test_stores_must_be_created_or_named(template: Document) -> None:
     assert verdicts == [[False, False], [True, True]]
 
 
+def test_issuer_must_be_created_or_named_and_never_both(template: Document) -> None:
+    def refused(**given: str) -> list[str]:
+        evaluation = Evaluation(template, **given)
+        rules = [template["Rules"][name] for name in ("IssuerIsNamed", "IssuerIsOne")]
+        in_force = [rule for rule in rules if evaluation.of(rule["RuleCondition"])]
+        assertions = [assertion for rule in in_force for assertion in rule["Assertions"]]
+        return [a["AssertDescription"].split()[0] for a in assertions if not evaluation.of(a["Assert"])]
+
+    one = {"JwtIssuer": "https://issuer.example.com/", "JwtAudience": "margin"}
+    assert refused() == ["JwtIssuer", "JwtAudience"]
+    assert refused(JwtIssuer=one["JwtIssuer"]) == ["JwtAudience"]
+    assert refused(**one) == []
+    assert refused(CreateIssuer="yes") == []
+    assert refused(CreateIssuer="yes", JwtAudience="a-client-of-my-own") == []
+    assert refused(CreateIssuer="yes", ScopePrefix="margin/", **one) == ["JwtIssuer", "ScopePrefix"]
+
+
+FIFTY = ",".join(f"client-{n}" for n in range(50))
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted", "refused"),
+    [
+        (
+            "JwtIssuer",
+            [
+                *(
+                    "",
+                    "https://issuer.example.com",
+                    "https://issuer.example.com/",
+                    "https://issuer.example.com:8443/a/b",
+                ),
+                "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_EXAMPLE",
+            ],
+            [
+                *("http://issuer.example.com", "issuer.example.com", "https://", "https://a.example.com/?a=b"),
+                *("https://a.example.com/ ", "https://user@a.example.com/", "https://a.example.com/#a"),
+            ],
+        ),
+        (
+            "JwtAudience",
+            ["", "margin", "margin,https://api.example.com/", FIFTY],
+            [f"{FIFTY},one-more", "a,", ",a", "a, b"],
+        ),
+        ("ScopePrefix", ["", "margin/", "api://margin/", "https://api.example.com/"], ["margin /", 'a"b', "a\\b"]),
+    ],
+)
+def test_issuer_audience_and_prefix_are_refused_by_the_deployment_where_the_gateway_would_refuse_them(
+    template: Document, name: str, accepted: list[str], refused: list[str]
+) -> None:
+    pattern = template["Parameters"][name]["AllowedPattern"]
+    assert [value for value in accepted if not re.fullmatch(pattern, value)] == []
+    assert [value for value in refused if re.fullmatch(pattern, value)] == []
+
+
+LIMITS = {"RateLimitAccount": "rate_limit_account", "RateLimitToken": "rate_limit_token"}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize(
+    "numbers", [(0, 0), (1, 1), (50, 100), (1_000_000, 1_000_000), (0, 1), (1, 0), (1_000_001, 1), (-1, 1)]
+)
+def test_rate_limit_is_refused_by_the_deployment_where_the_functions_would_not_start_with_it(
+    template: Document, limit: str, numbers: tuple[int, int]
+) -> None:
+    given = dict(zip((f"{limit}PerS", f"{limit}Burst"), numbers, strict=True))
+    evaluation = Evaluation(template, **{name: str(number) for name, number in given.items()})
+    assertions = template["Rules"]["LimitsComeInPairs"]["Assertions"]
+    parameters = template["Parameters"]
+    deploys = all(evaluation.of(assertion["Assert"]) for assertion in assertions) and all(
+        parameters[name]["MinValue"] <= number <= parameters[name]["MaxValue"] for name, number in given.items()
+    )
+    variables = zip((f"{LIMITS[limit]}_per_s", f"{LIMITS[limit]}_burst"), numbers, strict=True)
+    try:
+        Settings.from_environment({variable.upper(): str(number) for variable, number in variables})
+    except SettingError:
+        starts = False
+    else:
+        starts = True
+    assert deploys is starts
+
+
 def test_nobodys_account_is_in_the_files() -> None:
     for path in (documents.TEMPLATE, *documents.NESTED, documents.ROOT / "samconfig.toml"):
         assert re.findall(r"(?<![0-9a-f])\d{12}(?![0-9a-f])", path.read_text(encoding="utf-8")) == [], path.name
@@ -158,6 +242,7 @@ def test_functions_join_a_network_only_where_there_is_one(functions: list[Functi
 def test_nested_stacks_are_made_only_when_asked_for(template: Document) -> None:
     stacks = {name: r for name, r in template["Resources"].items() if r["Type"] == "AWS::CloudFormation::Stack"}
     assert {name: stack.get("Condition") for name, stack in stacks.items()} == {
+        "Issuer": "CreatesIssuer",
         "Network": "CreatesNetwork",
         "Data": "CreatesData",
         "Observability": None,
@@ -189,17 +274,28 @@ def test_created_stores_lose_nothing_and_speak_tls(nested: dict[str, Document]) 
         True,
         True,
     )
-    assert documents.mentions(redis["AuthToken"], "RedisSecret")
+    assert "AuthToken" not in redis
+    assert redis["UserGroupIds"] == [{"Ref": "RedisUsers"}]
+    assert data["RedisUsers"]["Properties"]["UserIds"] == [{"Ref": "RedisUser"}]
     assert data["Postgres"]["Properties"]["StorageEncrypted"] is True
     assert data["Postgres"]["Properties"]["ManageMasterUserPassword"] is True
     assert data["PostgresParameters"]["Properties"]["Parameters"]["rds.force_ssl"] == "1"
-    assert (proxy["RequireTLS"], proxy["Auth"][0]["IAMAuth"]) == (True, "REQUIRED")
+    assert (proxy["RequireTLS"], [one["IAMAuth"] for one in proxy["Auth"]]) == (True, ["REQUIRED", "REQUIRED"])
+
+
+def test_user_of_the_created_redis_may_what_the_rules_say(nested: dict[str, Document]) -> None:
+    user = nested["data.yaml"]["Resources"]["RedisUser"]["Properties"]
+    assert user["AccessString"].split() == ["on", *acl.rules()]
+    assert user["UserName"] == acl.USERNAME
+    assert documents.mentions(user["AuthenticationMode"]["Passwords"], "RedisSecret")
+    secret = nested["data.yaml"]["Resources"]["RedisSecret"]["Properties"]["GenerateSecretString"]
+    assert json.loads(secret["SecretStringTemplate"]) == {"username": acl.USERNAME}
 
 
 def test_stores_admit_the_functions_alone(nested: dict[str, Document]) -> None:
     groups = documents.resources(nested["data.yaml"], "AWS::EC2::SecurityGroup")
     rules = [rule for group in groups.values() for rule in group["SecurityGroupIngress"]]
-    assert len(rules) == 4
+    assert len(rules) == 3
     assert [rule for rule in rules if "CidrIp" in rule] == []
     admitted = {rule["SourceSecurityGroupId"]["Ref"] for rule in rules}
     assert admitted == {"FunctionsSecurityGroupId", "ProxySecurityGroup"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 from tests.template import documents
@@ -48,7 +49,9 @@ def test_browsers_of_named_origins_may_call(deployed: Document) -> None:
         "x-amazon-apigateway-cors"
     ]
     assert cors["allowOrigins"] == ["https://a.example.com", "https://b.example.com"]
-    assert {"authorization", "idempotency-key"} <= set(cors["allowHeaders"])
+    # No headers of requests that are signed with AWS credentials: nobody is asked for a signature.
+    assert set(cors["allowHeaders"]) == {"authorization", "content-type", "idempotency-key", "x-request-id"}
+    assert "allowCredentials" not in cors, "tokens are sent in a header, never in cookies"
 
 
 def test_stage_logs_and_throttles(deployed: Document) -> None:
@@ -57,7 +60,17 @@ def test_stage_logs_and_throttles(deployed: Document) -> None:
     assert stage["AccessLogSettings"]["DestinationArn"] == {"Fn::GetAtt": ["ApiLog", "Arn"]}
     logged = json.loads(stage["AccessLogSettings"]["Format"])
     assert {"request_id", "route", "status", "latency_ms"} <= set(logged)
+    assert logged["caller"] == "$context.authorizer.claims.sub"
+    assert logged["client_id"] == "$context.authorizer.claims.client_id"
+    assert logged["authorizer_error"] == "$context.authorizer.error"
+    assert "authorization" not in stage["AccessLogSettings"]["Format"].lower(), "a token in a log is a key in a log"
+    assert {
+        variable for variable in logged.values() if re.search(r"userAgent|path|domain|header|query", variable)
+    } == set()
     assert stage["DefaultRouteSettings"] == {
         "ThrottlingRateLimit": {"Ref": "ThrottleRate"},
         "ThrottlingBurstLimit": {"Ref": "ThrottleBurst"},
     }
+    assert stage["RouteSettings"] == {"GET /health": {"ThrottlingRateLimit": 10, "ThrottlingBurstLimit": 20}}, (
+        "it is open to all, and asks both stores"
+    )

@@ -12,8 +12,8 @@ def environment() -> dict[str, str]:
     """Return the environment, with what `.env` in the working directory adds to it; an empty value counts as none."""
     from dotenv import dotenv_values  # noqa: PLC0415 - see main
 
-    given = {**dotenv_values(Path(".env")), **os.environ}
-    return {name: value for name, value in given.items() if value}
+    written = {name: value for name, value in dotenv_values(Path(".env")).items() if value}
+    return written | {name: value for name, value in os.environ.items() if value}
 
 
 def main() -> int:
@@ -29,14 +29,22 @@ def main() -> int:
 
 
 def _run() -> int:
-    from margin.config import SettingError, Settings  # noqa: PLC0415
+    from margin.config import AUTH_OFF, SettingError, Settings  # noqa: PLC0415
     from margin.errors import MarginError  # noqa: PLC0415
+
+    # The engine wants tokens unless it is told otherwise; on a laptop whoever sits at it is told that it does not.
+    variables = {"AUTH": AUTH_OFF, **environment()}
+    try:
+        settings = Settings.from_environment(variables)
+    except SettingError as error:
+        print(f"margin: {error}", file=sys.stderr)
+        return 1
+
     from margin_local import server  # noqa: PLC0415
     from margin_local.servers import EmbeddedServerError  # noqa: PLC0415
 
     try:
-        variables = environment()
-        server.run(Settings.from_environment(variables), variables)
+        server.run(settings, variables)
     except (SettingError, server.PortTakenError, EmbeddedServerError, MarginError) as error:
         print(f"margin: {error}", file=sys.stderr)
         return 1

@@ -2,27 +2,26 @@
 
 ``python -m margin_local.api_accounts http://127.0.0.1:3000 --process 4711`` waits until the API is healthy or its
 process has ended, opens the accounts unless the engine holds anything else, and calls each function once: containers
-are made at the first call, and that takes seconds.
+are made at the first call, and that takes seconds. MARGIN_TOKEN is the token for an API that wants one.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import sys
 import time
-import urllib.error
-import urllib.request
+from typing import TYPE_CHECKING
 
-from margin_local.demo.engine_client import EngineClient
+from margin_local.demo.engine_client import TOKEN_VARIABLE, EngineClient
 from margin_local.demo.engine_process import EngineError
 from margin_local.demo_accounts import DEPOSITS, MARK_PRICES
 
+if TYPE_CHECKING:
+    from margin_local.demo.engine_client import Answer
+
 HEALTHY_S_MAX = 90.0
 _POLL_S = 0.5
-_TIMEOUT_S = 30.0
 
 
 def wait_until_healthy(client: EngineClient, *, process_id: int) -> None:
@@ -60,15 +59,15 @@ def open_accounts(client: EngineClient) -> bool:
     EngineError
         The engine refused.
     """
-    report = json.loads(_get(f"{client.url}/margin-report?limit=10"))
-    present = {account["account_id"] for account in report["accounts_detail"]}
+    report = client.get("/margin-report?limit=10")
+    _require(client, report)
+    present = {account["account_id"] for account in report.body["accounts_detail"]}
     if present - DEPOSITS.keys() or present >= DEPOSITS.keys():
         return False
     answers = [client.set_mark_price(symbol, str(price)) for symbol, price in MARK_PRICES.items()]
     answers += [client.deposit(account, str(amount), f"demo-{account}") for account, amount in DEPOSITS.items()]
     for answer in answers:
-        if not answer.accepted:
-            raise EngineError(f"{client.url} answers {answer.status} {answer.code}: {answer.body.get('detail', '')}")
+        _require(client, answer)
     return True
 
 
@@ -77,17 +76,15 @@ def call_each_function(client: EngineClient) -> None:
     client.trade({}, "none")
     client.set_mark_price("", "")
     for path in ("/liquidations", "/controls", "/instruments", "/funding-rates"):
-        _get(f"{client.url}{path}?limit=1")
+        _require(client, client.get(f"{path}?limit=1"))
     # Unknown where accounts and symbols are others than the demo's.
     for path in (f"/positions/{min(DEPOSITS)}", f"/risk/ladder?symbol={min(MARK_PRICES)}"):
-        with contextlib.suppress(urllib.error.HTTPError):
-            _get(f"{client.url}{path}")
+        client.get(path)
 
 
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - the caller's own address
-        content: bytes = answer.read()
-    return content
+def _require(client: EngineClient, answer: Answer) -> None:
+    if not answer.accepted:
+        raise EngineError(f"{client.url} answers {answer.status} {answer.code}: {answer.body.get('detail', '')}")
 
 
 def _is_running(process_id: int) -> bool:
@@ -104,8 +101,8 @@ def main() -> int:
     parser.add_argument("url")
     parser.add_argument("--process", metavar="PID", type=int, required=True, help="who serves the API")
     arguments = parser.parse_args()
-    client = EngineClient(arguments.url)
     try:
+        client = EngineClient(arguments.url, os.environ.get(TOKEN_VARIABLE, ""))
         wait_until_healthy(client, process_id=arguments.process)
         open_accounts(client)
         call_each_function(client)

@@ -21,6 +21,8 @@ from margin.http import create_app
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from margin.http import Authenticator
+
 DESCRIPTION = """\
 A margin engine for perpetual futures: trades under a pre-trade margin check, positions and P&L,
 mark prices, margin reports, liquidation, and history.
@@ -29,8 +31,13 @@ Money, prices and quantities are exact decimals: requests take JSON numbers or s
 carry strings. Errors are `application/problem+json` with a `code` to branch on."""
 
 
-def make_application(*, title: str = "Margin", version: str = __version__) -> FastAPI:
-    """All routes in one application, with the API document at /openapi.json and /docs."""
+def make_application(
+    *, title: str = "Margin", version: str = __version__, authenticate: Authenticator | None = None
+) -> FastAPI:
+    """All routes in one application, with the API document at /openapi.json and /docs.
+
+    Without an authenticator it answers those alone whom a gateway has let through.
+    """
     return create_app(
         trade_api.router,
         positions_api.router,
@@ -47,4 +54,5 @@ def make_application(*, title: str = "Margin", version: str = __version__) -> Fa
         version=version,
         description=DESCRIPTION,
         docs=True,
+        authenticate=authenticate,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from margin.caller import NOBODY
+from margin.caller import ENGINE
 
 if TYPE_CHECKING:
     from margin.runtime import Engine
@@ -33,6 +33,6 @@ async def seed(engine: Engine) -> bool:
     present = {row.account.account_id for row in held}
     for account_id, amount in DEPOSITS.items():
         if account_id not in present:
-            await engine.funds.deposit(account_id, amount, key=f"demo-{account_id}", caller=NOBODY)
+            await engine.funds.deposit(account_id, amount, key=f"demo-{account_id}", caller=ENGINE)
     await engine.marks.set_marks(MARK_PRICES)
     return True

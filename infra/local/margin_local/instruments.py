@@ -2,8 +2,9 @@
 
 The file holds ``{"instruments": [{"symbol": "BTC-PERP", "tiers": [...]}, ...]}``, or that list alone; each entry has
 the fields of ``PUT /instruments/{symbol}``. The whole file is checked before anything is sent. Importing it again
-changes nothing. The exit status is 0 when the engine has all of it, 1 when it refused something or does not answer, 2
-when the file is not right and nothing was sent, 130 when it was stopped.
+changes nothing. MARGIN_TOKEN is the token for an engine that wants one. The exit status is 0 when the engine has all
+of it, 1 when it refused something or does not answer, 2 when the file is not right and nothing was sent, 130 when it
+was stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from margin.contract.instruments import InstrumentRequest
 from margin.domain.decimals import plain
 from margin.errors import MarginError
 from margin.http.wire import SYMBOL_PATTERN
-from margin_local.demo.engine_client import EngineClient
+from margin_local.__main__ import environment
+from margin_local.demo.engine_client import TOKEN_VARIABLE, EngineClient
 from margin_local.demo.engine_process import EngineError
 
 if TYPE_CHECKING:
@@ -148,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         instruments = read_instruments(given.file)
-        with contextlib.closing(EngineClient(given.url)) as client:
+        token = environment().get(TOKEN_VARIABLE, "")
+        with contextlib.closing(EngineClient(given.url, token)) as client:
             refused = import_instruments(client, instruments)
     except FileError as error:
         print(f"margin: {error}; nothing was sent", file=sys.stderr)

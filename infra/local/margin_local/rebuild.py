@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import getpass
 import json
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
 from margin import observability, runtime
+from margin.caller import operator
 from margin.config import SettingError, Settings
 from margin.errors import MarginError
 from margin_local.__main__ import environment
@@ -73,7 +76,8 @@ async def _work(engine: runtime.Engine, target: Target, stopped: asyncio.Event) 
         given = engine.settings.partitions
         message = f"the state was loaded for PARTITIONS={loaded_for}, this command has {given}: give it the same"
         raise LayoutError(message)
-    return await run(target, keep_going=lambda: not stopped.is_set())
+    caller = operator(f"{getpass.getuser()}@{socket.gethostname()}")
+    return await run(target, caller=caller, keep_going=lambda: not stopped.is_set())
 
 
 def _stop(stopped: asyncio.Event, working: asyncio.Future[dict[str, Any]]) -> None:
@@ -105,7 +109,7 @@ def _main(target: Target, variables: Mapping[str, str]) -> int:
         at_the_end.callback(stores.stop)
         settings = stores.start_or_join()
         if stores.started_postgres:
-            migrate(settings)
+            migrate(stores.owner(settings))
         report = asyncio.run(rebuild(settings, target))
     print(json.dumps(report))
     return DONE if report["complete"] else STOPPED

@@ -14,7 +14,7 @@ import uvicorn
 
 from margin import observability, runtime
 from margin.errors import UnavailableError
-from margin_local import demo_accounts, schedule
+from margin_local import access, demo_accounts, schedule
 from margin_local.application import make_application
 from margin_local.stores import LocalStores
 from migrate_schema import migrate
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from margin.config import Settings
+    from margin.http import Authenticator
 
 # Standard output holds one line, the one that says where the engine answers.
 _LOGGING = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
@@ -81,6 +82,7 @@ async def serve(
     settings: Settings,
     stores: LocalStores,
     listener: socket.socket,
+    authenticate: Authenticator,
     make_engine: Callable[[Settings], runtime.Engine] = runtime.Engine,
 ) -> None:
     """Run the engine until SIGINT or SIGTERM.
@@ -93,6 +95,8 @@ async def serve(
         Watched, and started again when they die.
     listener : socket
         Where to serve; bound already.
+    authenticate : Authenticator
+        Says who sent a request.
     make_engine : callable
         Composes the engine.
     """
@@ -100,11 +104,14 @@ async def serve(
     runtime.use(engine)
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
-        make_application(title=settings.app_name, version=settings.app_version),
+        make_application(title=settings.app_name, version=settings.app_version, authenticate=authenticate),
         log_level="info" if settings.debug else "warning",
         access_log=settings.debug,
         log_config=_LOGGING,
         lifespan="off",
+        # Nobody stands in front of it who could say where a request came from: whoever says so is the caller.
+        proxy_headers=False,
+        server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
     server = _Server(config, lambda: print(f"ready http://{host}:{port}", flush=True))
@@ -141,16 +148,19 @@ def run(
 
     Raises
     ------
-    PortTakenError, EmbeddedServerError, MarginError
+    SettingError, PortTakenError, EmbeddedServerError, MarginError
         Nothing is left running.
     """
+    authenticate = access.authenticator(settings)
     observability.configure(publish_metrics=False, log_level=_log_level(settings, environment), stream=sys.stderr)
     stores = LocalStores(settings, environment)
     with contextlib.closing(bind(settings.host, settings.port)) as listener:
+        access.refuse_strangers(settings, listener.getsockname()[0])
         try:
             settings = stores.start()
-            migrate(settings)
-            asyncio.run(serve(settings, stores, listener, make_engine))
+            migrate(stores.owner(settings))
+            access.warn(settings, environment)
+            asyncio.run(serve(settings, stores, listener, authenticate, make_engine))
         finally:
             stores.stop()
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from margin.config import Settings
 
+FUNCTIONS_ROLE = "margin_functions"
+"""Whom the engine logs in as where PostgreSQL is embedded: a role of the migrations, which may not change history."""
+
 
 class LocalStores:
     """Starts what nobody else runs.
@@ -23,15 +26,17 @@ class LocalStores:
         From the environment.
     environment : mapping of str to str
         Says which servers are given: REDIS_HOST, POSTGRES_HOST; and where binaries are: VALKEY_BIN, PG_BIN.
+    history_alone : bool
+        Only PostgreSQL is needed.
     """
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, environment: Mapping[str, str], *, history_alone: bool = False) -> None:
         directory = Path(settings.data_dir).resolve()
         self._given = settings
         self._servers: list[EmbeddedServer] = []
         self._valkey: EmbeddedValkey | None = None
         self._postgres: EmbeddedPostgres | None = None
-        if not environment.get("REDIS_HOST"):
+        if not environment.get("REDIS_HOST") and not history_alone:
             self._valkey = EmbeddedValkey(directory / "valkey", binary=_path(environment, "VALKEY_BIN"))
             self._servers.append(self._valkey)
         if not environment.get("POSTGRES_HOST"):
@@ -68,6 +73,12 @@ class LocalStores:
                 server.join()
         return self._addressed()
 
+    def owner(self, settings: Settings) -> Settings:
+        """Return the settings of whoever migrates: of the embedded server's owner, or as they were given."""
+        if self._postgres is None:
+            return settings
+        return dataclasses.replace(settings, postgres_user=self._postgres.user)
+
     @property
     def started_postgres(self) -> bool:
         """Whether an embedded PostgreSQL was started here."""
@@ -93,7 +104,7 @@ class LocalStores:
                 settings,
                 postgres_host=self._postgres.host,
                 postgres_port=self._postgres.port,
-                postgres_user=self._postgres.user,
+                postgres_user=FUNCTIONS_ROLE,
                 postgres_password="",
             )
         return settings

@@ -11,16 +11,20 @@ from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 PARTITIONS_MAX = 1024
 HISTORY_INLINE = "inline"
 HISTORY_DRAIN = "drain"
+AUTH_JWT = "jwt"
+AUTH_OFF = "off"
 
 _POLICY_MAX = 1_000_000
 _PERCENT_MAX = 100
 _DECIMALS_MAX = 8
 _DAYS_MAX = 36_500
+_LEEWAY_S_MAX = 300
+_RATE_MAX = 1_000_000
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"", "0", "false", "no", "off"})
@@ -46,12 +50,22 @@ class Settings:
     data_dir: str = ".data"
     log_level: str = "INFO"
     aws_lambda_function_name: str = ""
+    aws_sam_local: bool = False
+
+    auth: str = AUTH_JWT
+    auth_scope_prefix: str = ""
+    auth_jwks: str = ""
+    auth_issuer: str = ""
+    auth_audience: str = ""
+    auth_leeway_s: int = 10
 
     redis_host: str = "127.0.0.1"
     redis_port: int = 6379
+    redis_username: str = ""
     redis_password: str = dataclasses.field(default="", repr=False)
     redis_db: int = 0
     redis_tls: bool = False
+    redis_ca: str = ""
     redis_secret: str = ""
     redis_timeout_s: float = 0.8
     redis_connections_max: int = 64
@@ -62,7 +76,9 @@ class Settings:
     postgres_password: str = dataclasses.field(default="", repr=False)
     postgres_database: str = "margin"
     postgres_sslmode: str = "prefer"
+    postgres_sslrootcert: str = ""
     postgres_secret: str = ""
+    postgres_functions_secret: str = ""
     postgres_iam: bool = False
     postgres_connect_timeout_s: float = 1.0
     postgres_timeout_s: float = 1.5
@@ -74,6 +90,11 @@ class Settings:
     partitions: int = 1
     history: str = HISTORY_INLINE
     idempotency_ttl_s: int = 86_400
+    idempotency_keys_max: int = 0
+    rate_limit_account_per_s: int = 0
+    rate_limit_account_burst: int = 0
+    rate_limit_token_per_s: int = 0
+    rate_limit_token_burst: int = 0
     crossed_inline_max: int = 100
     sweep_cycle_s: int = 900
     crossed_queued_max: int = 10_000
@@ -100,32 +121,47 @@ class Settings:
             if field.name.upper() in environment
         }
         settings = cls(**values)
-        if not 1 <= settings.partitions <= PARTITIONS_MAX:
-            message = f"PARTITIONS must be from 1 to {PARTITIONS_MAX}, not {settings.partitions}"
-            raise SettingError(message)
-        if settings.history not in {HISTORY_INLINE, HISTORY_DRAIN}:
-            message = f"HISTORY must be {HISTORY_INLINE} or {HISTORY_DRAIN}, not {settings.history!r}"
-            raise SettingError(message)
-        if settings.sweep_cycle_s < 0:
-            message = "SWEEP_CYCLE_S must be zero (all accounts at each scan) or above"
-            raise SettingError(message)
-        if not 0 <= settings.mark_history_days <= _DAYS_MAX:
-            message = f"MARK_HISTORY_DAYS must be from 0 (for ever) to {_DAYS_MAX}"
-            raise SettingError(message)
-        for name in ("liquidation_buffer", "liquidation_remaining_notional_min"):
-            if not 0 <= getattr(settings, name) < _POLICY_MAX:
-                message = f"{name.upper()} must be zero or above, and below {_POLICY_MAX}"
-                raise SettingError(message)
-        if not 0 < settings.margin_warning_pct <= _PERCENT_MAX:
-            message = (
-                f"MARGIN_WARNING_PCT must be above 0, and at most {_PERCENT_MAX}, which is where liquidation begins"
-            )
-            raise SettingError(message)
-        for name in ("redis_timeout_s", "postgres_connect_timeout_s", "postgres_timeout_s", "idempotency_ttl_s"):
-            if getattr(settings, name) <= 0:
-                message = f"{name.upper()} must be above zero"
-                raise SettingError(message)
+        for complaint in (*_wrong_choices(settings), *_wrong_numbers(settings), *_wrong_limits(settings)):
+            raise SettingError(complaint)
         return settings
+
+
+def _wrong_choices(settings: Settings) -> Iterator[str]:
+    if settings.history not in {HISTORY_INLINE, HISTORY_DRAIN}:
+        yield f"HISTORY must be {HISTORY_INLINE} or {HISTORY_DRAIN}, not {settings.history!r}"
+    if settings.auth not in {AUTH_JWT, AUTH_OFF}:
+        yield f"AUTH must be {AUTH_JWT} or {AUTH_OFF}, not {settings.auth!r}"
+    if settings.auth == AUTH_OFF and settings.aws_lambda_function_name and not settings.aws_sam_local:
+        yield f"AUTH={AUTH_OFF} is for a laptop: in AWS every function wants callers with a token, AUTH={AUTH_JWT}"
+
+
+def _wrong_numbers(settings: Settings) -> Iterator[str]:
+    if not 1 <= settings.partitions <= PARTITIONS_MAX:
+        yield f"PARTITIONS must be from 1 to {PARTITIONS_MAX}, not {settings.partitions}"
+    if not 0 <= settings.auth_leeway_s <= _LEEWAY_S_MAX:
+        yield f"AUTH_LEEWAY_S must be from 0 to {_LEEWAY_S_MAX} seconds"
+    if settings.sweep_cycle_s < 0:
+        yield "SWEEP_CYCLE_S must be zero (all accounts at each scan) or above"
+    if not 0 <= settings.mark_history_days <= _DAYS_MAX:
+        yield f"MARK_HISTORY_DAYS must be from 0 (for ever) to {_DAYS_MAX}"
+    if not 0 < settings.margin_warning_pct <= _PERCENT_MAX:
+        yield f"MARGIN_WARNING_PCT must be above 0, and at most {_PERCENT_MAX}, which is where liquidation begins"
+    for name in ("liquidation_buffer", "liquidation_remaining_notional_min"):
+        if not 0 <= getattr(settings, name) < _POLICY_MAX:
+            yield f"{name.upper()} must be zero or above, and below {_POLICY_MAX}"
+    for name in ("redis_timeout_s", "postgres_connect_timeout_s", "postgres_timeout_s", "idempotency_ttl_s"):
+        if getattr(settings, name) <= 0:
+            yield f"{name.upper()} must be above zero"
+
+
+def _wrong_limits(settings: Settings) -> Iterator[str]:
+    for name in ("rate_limit_account", "rate_limit_token"):
+        limit = (getattr(settings, f"{name}_per_s"), getattr(settings, f"{name}_burst"))
+        if limit != (0, 0) and not all(0 < number <= _RATE_MAX for number in limit):
+            variable = name.upper()
+            yield f"{variable}_PER_S and {variable}_BURST must both be zero (no limit), or from 1 to {_RATE_MAX}"
+    if settings.idempotency_keys_max < 0:
+        yield "IDEMPOTENCY_KEYS_MAX must be zero (no limit) or above"
 
 
 def _text(_name: str, value: str) -> str:

@@ -5,6 +5,8 @@
     MarginError
     ├── InvalidRequestError      422  the request is malformed; names the field
     │   └── FutureTimestampError
+    ├── UnauthenticatedError     401  who asks is not known
+    ├── ForbiddenError           403  who asks may not do this
     ├── RefusedError             400  understood and refused by a rule
     │   ├── InsufficientMarginError
     │   ├── OutsidePriceBandError
@@ -36,6 +38,7 @@
     │   ├── InstrumentChangeUnderWayError
     │   ├── HistoryForkError
     │   └── OlderMarkPriceError
+    ├── RateLimitedError         429  too many requests, with Retry-After
     └── UnavailableError         503  with Retry-After
         ├── StateNotLoadedError
         │   ├── OpeningUnderWayError
@@ -96,6 +99,22 @@ class FutureTimestampError(InvalidRequestError):
     def __init__(self, detail: str, symbol: str = "") -> None:
         super().__init__(detail, "timestamp")
         self.symbol = symbol
+
+
+class UnauthenticatedError(MarginError):
+    """The request carries no token that says who sends it."""
+
+    code = "UNAUTHENTICATED"
+    status = 401
+    title = "Not authenticated"
+
+
+class ForbiddenError(MarginError):
+    """The token does not allow the operation."""
+
+    code = "FORBIDDEN"
+    status = 403
+    title = "Not allowed"
 
 
 class RefusedError(MarginError):
@@ -319,6 +338,27 @@ class OlderMarkPriceError(ConflictError):
 
     code = "OLDER_MARK_PRICE"
     title = "Older than the stored mark price"
+
+
+class RateLimitedError(MarginError):
+    """The account or the token sends more requests than it may; nothing was done.
+
+    Parameters
+    ----------
+    detail : str
+        Whose limit it is.
+    retry_after_s : int
+        Seconds after which a request passes.
+    """
+
+    code = "RATE_LIMITED"
+    status = 429
+    title = "Too many requests"
+    retryable = True
+
+    def __init__(self, detail: str, retry_after_s: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class UnavailableError(MarginError):

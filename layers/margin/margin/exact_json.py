@@ -14,12 +14,14 @@ from typing import Any, NoReturn
 from margin.errors import InvalidRequestError
 
 DEPTH_MAX = 16
+# Far above the longest request that there is, ten shocks of a hundred symbols: what is refused costs by its values.
+VALUES_MAX = 8192
 # An integer this long is in range for no field. A longer one becomes a Decimal, which the field then refuses by name:
 # int() raises above 4300 digits and is quadratic below that.
 INTEGER_DIGITS_MAX = 32
 
-# A whole string (an unterminated one up to the end of the text) or one bracket. Possessive, so that it is linear.
-_STRING_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[{\]}]', re.DOTALL)
+# A whole string (an unterminated one up to the end of the text), one bracket or a comma. Possessive, thus linear.
+_STRING_OR_MARK = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[{\]},]', re.DOTALL)
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _PRINTABLE_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
@@ -35,8 +37,8 @@ def loads(raw: bytes) -> Any:
     Raises
     ------
     InvalidRequestError
-        The text is not UTF-8 or not JSON, is nested deeper than `DEPTH_MAX`, repeats a key, holds NaN or an infinity,
-        a number beyond any exponent, or half of a surrogate pair.
+        The text is not UTF-8 or not JSON, is nested deeper than `DEPTH_MAX`, has more than `VALUES_MAX` values, repeats
+        a key, holds NaN or an infinity, a number beyond any exponent, or half of a surrogate pair.
 
     Examples
     --------
@@ -49,7 +51,7 @@ def loads(raw: bytes) -> Any:
         _refuse("The body is not UTF-8.")
     if text.startswith("\ufeff"):
         _refuse("The body starts with a byte order mark; send JSON without one.")
-    _check_depth(text)
+    _check_size(text)
     try:
         value = json.loads(
             text,
@@ -75,15 +77,19 @@ def _refuse(detail: str, field: str = "body") -> NoReturn:
     raise InvalidRequestError(detail, field) from None
 
 
-def _check_depth(text: str) -> None:
-    depth = 0
-    for match in _STRING_OR_BRACKET.finditer(text):
+def _check_size(text: str) -> None:
+    depth, values = 0, 1
+    for match in _STRING_OR_MARK.finditer(text):
         if match[0] in "[{":
             depth += 1
             if depth > DEPTH_MAX:
                 _refuse(f"The body is nested deeper than {DEPTH_MAX} levels.")
         elif match[0] in "]}":
             depth -= 1
+        if match[0] in "[{,":
+            values += 1
+            if values > VALUES_MAX:
+                _refuse(f"The body has more than {VALUES_MAX} values.")
 
 
 def _integer(digits: str) -> int | Decimal:

@@ -13,15 +13,19 @@ from margin.loading import loaded  # first, before all that takes long
 
 # isort: split
 import asyncio
+import os
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from margin import time_budget
+from margin.config import Settings
 from margin.errors import OutcomeUnknownError, UnavailableError
 from margin.observability import correlation_id, flush_metrics, logger
 from margin.time_budget import TimeBudgetExceededError
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # What is kept of the remaining time for answering, logging and flushing after work was cut off.
@@ -29,7 +33,10 @@ RESERVE_S = 0.5
 # How long cancelled work may take to clean up before it is left behind (a driver may hold on for many seconds).
 CANCEL_GRACE_S = 0.1
 
+IN_LAMBDA = "AWS_LAMBDA_FUNCTION_NAME"
+
 Event = dict[str, Any]
+_ADDRESS = {"host": re.compile(r"[^:]*(:[0-9]{1,5})?"), "x-forwarded-port": re.compile(r"[0-9]{1,5}")}
 Handler = Callable[[Event, Any], Any]
 BatchAnswer = dict[str, list[dict[str, str]]]
 Result = TypeVar("Result")
@@ -46,15 +53,21 @@ class LambdaContext(Protocol):
         """Return the milliseconds until Lambda kills the invocation."""
 
 
-def http_handler(app: ASGIApp, *, reserve_s: float = RESERVE_S) -> Handler:
+def http_handler(app: FastAPI, *, reserve_s: float = RESERVE_S) -> Handler:
     """Make the Lambda handler of an HTTP function: API Gateway v2 events in, API Gateway v2 answers out.
 
     Parameters
     ----------
-    app : ASGIApp
-        What ``margin.http.create_app`` returned.
+    app : FastAPI
+        What ``margin.http.create_app`` returned. Its callers are those whom the gateway names; in Lambda the settings
+        are asked, and say so too but under ``sam local``.
     reserve_s : float
         Seconds of the invocation's remaining time that the request may not use.
+
+    Raises
+    ------
+    SettingError
+        A setting is wrong, and the function does not start.
 
     Notes
     -----
@@ -62,6 +75,10 @@ def http_handler(app: ASGIApp, *, reserve_s: float = RESERVE_S) -> Handler:
     """
     from mangum import Mangum  # noqa: PLC0415  (only HTTP functions pay for it)
 
+    if IN_LAMBDA in os.environ:
+        from margin.http import authenticator  # noqa: PLC0415
+
+        app.state.authenticate = authenticator(Settings.from_environment(os.environ))
     asyncio.set_event_loop(LOOP)
     adapter = Mangum(
         _TimeBounded(app, reserve_s),
@@ -70,9 +87,18 @@ def http_handler(app: ASGIApp, *, reserve_s: float = RESERVE_S) -> Handler:
     )
 
     def answer(event: Event, context: LambdaContext) -> Any:
-        return adapter(event, context)  # type: ignore[arg-type]  # Mangum's own protocol names more than it uses
+        return adapter(_with_readable_address(event), context)  # type: ignore[arg-type]  # Mangum's own protocol names more than it uses
 
     return _invocation(answer)
+
+
+def _with_readable_address(event: Event) -> Event:
+    """Take headers away that Mangum would fail to read an address in: "[::1]:3000" is one. Nothing here asks for it."""
+    headers = event.get("headers") or {}
+    unreadable = {name for name, form in _ADDRESS.items() if name in headers and not form.fullmatch(headers[name])}
+    if not unreadable:
+        return event
+    return {**event, "headers": {name: value for name, value in headers.items() if name not in unreadable}}
 
 
 def event_handler(

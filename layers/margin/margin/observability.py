@@ -25,6 +25,8 @@ _CORRELATION_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
 class MetricName(StrEnum):
     """Every metric of the engine that counts."""
 
+    ACCESS_REFUSED = "AccessRefused"
+    REQUESTS_LIMITED = "RequestsLimited"
     TRADES_EXECUTED = "TradesExecuted"
     TRADES_REFUSED = "TradesRefused"
     LIQUIDATIONS = "Liquidations"

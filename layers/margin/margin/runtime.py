@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from margin import observability
 from margin.clients.account_redis import AccountRedisClient
 from margin.clients.base_redis import make_redis
-from margin.clients.credentials import postgres_password
+from margin.clients.credentials import PostgresLogins, secret_password
 from margin.clients.market_redis import MarketRedisClient
+from margin.clients.tls import postgres_tls
 from margin.config import HISTORY_DRAIN, Settings
 from margin.domain.event import AcknowledgedBy
 from margin.domain.liquidation import LiquidationPolicy
@@ -24,6 +25,7 @@ from margin.domain.margin_warning import MarginWarnings
 from margin.services.healing import HealingService
 from margin.services.journal import Journal
 from margin.services.liquidation import LiquidationService
+from margin.services.rate_limits import RateLimits
 
 if TYPE_CHECKING:
     from margin.clients.audit_postgres import AuditPostgresClient
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from margin.services.settlement import SettlementService
     from margin.services.stress import StressService
     from margin.services.trading import TradingService
+    from margin.services.verification import VerificationService
 
 
 OPENING_TIMEOUT_S = 30.0
@@ -67,6 +70,11 @@ _HISTORIES = (
     *("history_store", "_opening_history", "_control_history"),
     *("_instrument_history", "_funding_history", "_audit_history", "_settlement_history"),
 )
+
+
+def tls_of_postgres(settings: Settings) -> dict[str, Any]:
+    """Return the connection parameters of TLS to PostgreSQL, for whoever connects with a driver of their own."""
+    return postgres_tls(settings)
 
 
 class Engine:
@@ -92,7 +100,16 @@ class Engine:
 
     def postgres_password(self) -> str:
         """Return the password that a connection made now would use, for the one function with a driver of its own."""
-        return postgres_password(self.settings)
+        return PostgresLogins(self.settings).login().password
+
+    def functions_password(self) -> str:
+        """Return the password that the functions' role is to have; "" where no secret holds one.
+
+        Raises
+        ------
+        SecretUnavailableError
+        """
+        return secret_password(self.settings.postgres_functions_secret)
 
     # --- stores ---
 
@@ -134,7 +151,7 @@ class Engine:
         """Trades that are not executed."""
         from margin.services.preview import PreviewService
 
-        return PreviewService(self.accounts)
+        return PreviewService(self.accounts, self._limits)
 
     @cached_property
     def funds(self) -> FundsService:
@@ -148,7 +165,7 @@ class Engine:
         """Margin of one account."""
         from margin.services.margin import MarginService
 
-        return MarginService(self.accounts)
+        return MarginService(self.accounts, self._limits)
 
     @cached_property
     def report(self) -> ReportService:
@@ -178,7 +195,7 @@ class Engine:
         """Mark prices."""
         from margin.services.marks import MarkPriceService
 
-        return MarkPriceService(self.market, self._crossed)
+        return MarkPriceService(self.market, self._crossed, self._limits)
 
     @cached_property
     def funding(self) -> FundingService:
@@ -195,7 +212,7 @@ class Engine:
         """Funding that accounts have received and paid, and its rates."""
         from margin.services.funding_list import FundingListService
 
-        return FundingListService(self._funding_history, self.accounts)
+        return FundingListService(self._funding_history, self.accounts, self._limits)
 
     @cached_property
     def liquidations(self) -> LiquidationService:
@@ -350,6 +367,13 @@ class Engine:
         return ReconcileService(self._audit_history, AuditRedisClient(self._redis, self.settings.partitions))
 
     @cached_property
+    def verification(self) -> VerificationService:
+        """Verifies history by itself; Redis is not asked."""
+        from margin.services.verification import VerificationService
+
+        return VerificationService(self._audit_history)
+
+    @cached_property
     def _redis(self):  # type: ignore[no-untyped-def]  # noqa: ANN202 - the driver's own generic type
         return make_redis(self.settings)
 
@@ -427,6 +451,16 @@ class Engine:
     def _warning_level(self) -> MarginWarnings:
         return MarginWarnings(self.settings.margin_warning_pct)
 
+    @cached_property
+    def _limits(self) -> RateLimits:
+        settings = self.settings
+        return RateLimits(
+            account_per_s=settings.rate_limit_account_per_s,
+            account_burst=settings.rate_limit_account_burst,
+            token_per_s=settings.rate_limit_token_per_s,
+            token_burst=settings.rate_limit_token_burst,
+        )
+
     def _make_journal(self, accounts: AccountRedisClient, healing: HealingService) -> Journal:
         settings = self.settings
         by = AcknowledgedBy.REDIS if settings.history == HISTORY_DRAIN else AcknowledgedBy.HISTORY
@@ -437,6 +471,8 @@ class Engine:
             idempotency_ttl_s=settings.idempotency_ttl_s,
             acknowledged_by=by,
             warnings=self._warning_level,
+            limits=self._limits,
+            idempotency_keys_max=settings.idempotency_keys_max,
         )
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from margin.config import Settings
+from tests import acl
+from tests.database import FUNCTIONS
 from tests.integration.api.exchange import Exchange
 from tests.integration.api.stores import Stores
 
@@ -21,8 +23,10 @@ def api_settings(valkey_server: EmbeddedValkey, postgres_server: EmbeddedPostgre
     return Settings(
         redis_port=valkey_server.port,
         redis_db=11,
+        redis_username=acl.USERNAME,
+        redis_password=acl.PASSWORD,
         postgres_port=postgres_server.port,
-        postgres_user=postgres_server.user,
+        postgres_user=FUNCTIONS,
         postgres_database="margin_api",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -9,7 +10,8 @@ import redis
 from psycopg import sql
 
 from migrate_schema import migrate
-from tests.database import ALL_TABLES
+from tests import acl
+from tests.database import ALL_TABLES, OWNER, PAST_THE_GUARD
 
 if TYPE_CHECKING:
     from margin.config import Settings
@@ -19,22 +21,23 @@ class Stores:
     """Plain connections to one Redis database and one PostgreSQL database, which is made and migrated."""
 
     def __init__(self, settings: Settings) -> None:
-        address = {"host": settings.postgres_host, "port": settings.postgres_port, "user": "postgres"}
+        address: dict[str, Any] = {"host": settings.postgres_host, "port": settings.postgres_port, "user": OWNER}
         # A test that has locked itself out fails instead of hanging.
-        address["options"] = "-c statement_timeout=10s"
+        address["options"] = f"-c statement_timeout=10s {PAST_THE_GUARD}"
         with psycopg.connect(**address, dbname="postgres", autocommit=True) as connection:
             named = connection.execute("select 1 from pg_database where datname = %s", [settings.postgres_database])
             if named.fetchone() is None:
                 name = sql.Identifier(settings.postgres_database)
                 connection.execute(sql.SQL("create database {}").format(name))
-        migrate(settings)
+        migrate(dataclasses.replace(settings, postgres_user=OWNER))
         self._address = {**address, "dbname": settings.postgres_database}
+        # As the default user, who has no password unless the engine is that user.
+        password = None if settings.redis_username else settings.redis_password or None
         self.redis = redis.Redis(
-            host=settings.redis_host,
-            port=settings.redis_port,
-            db=settings.redis_db,
-            password=settings.redis_password or None,
+            host=settings.redis_host, port=settings.redis_port, db=settings.redis_db, password=password
         )
+        if settings.redis_username:
+            acl.make_user(self.redis)
         self.postgres = self.connect()
         # Events refer to accounts. To delete a few rows takes a fraction of what to truncate does.
         names = [row[0] for row in self.postgres.execute(ALL_TABLES)]

@@ -354,6 +354,7 @@ NO_BODIES = {
     "half of it": '{"amount": ',
     "null": "null",
     "a number": "1",
+    "a number with decimals": "1.5",
     "a string": '"text"',
     "an array": "[]",
     "10000 arrays": "[" * 10_000 + "]" * 10_000,

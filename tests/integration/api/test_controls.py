@@ -24,7 +24,7 @@ ANSWER_FIELDS = {"name", "state", "reason", "change_id", "changed_at", "effectiv
 
 
 def put(exchange: Exchange, path: str, state: str, reason: str = "a test") -> Reply:
-    return exchange.call("PUT", path, {"state": state, "reason": reason}, claims={"sub": "operator"})
+    return exchange.call("PUT", path, {"state": state, "reason": reason})
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,10 @@ import urllib.request
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
+from margin_local.access import WARNING
 from tests.integration.local.conftest import has_ended
 from tests.integration.local.runner import Runner, descendants, home, poll
 
@@ -54,7 +56,7 @@ def test_a_first_start_prints_one_line_and_opens_the_demo(runner: Runner) -> Non
     assert Decimal(demo[1]) == 100_000
     assert runner.get("/health") == {"status": "healthy"}
     assert runner.stdout == f"ready {runner.url}\n"
-    assert runner.stderr == ""
+    assert runner.stderr == f"{WARNING}\n"
 
 
 SEED_TRADE = (
@@ -67,6 +69,13 @@ SEED_TRADE = (
     b"  }"
 )
 SEED_MARK = b'{"symbol": "BTC-PERP", "price": 51000}'
+
+
+def test_the_engine_logs_in_to_its_own_postgresql_as_one_who_cannot_change_history(runner: Runner) -> None:
+    _, port = (runner.directory / ".data" / "postgres" / "port").read_text(encoding="ascii").split()
+    with psycopg.connect(host="127.0.0.1", port=int(port), user="postgres", dbname="margin") as connection:
+        users = connection.execute("select distinct usename from pg_stat_activity where application_name = 'margin'")
+        assert users.fetchall() == [("margin_functions",)]
 
 
 def curl(runner: Runner, path: str, data: bytes | None = None) -> Any:
@@ -106,7 +115,7 @@ def test_a_signal_stops_everything_and_the_next_start_has_all_data(house: House,
 
     assert [pid for pid in children if not has_ended(pid)] == []
     assert runner.stdout == f"ready {runner.url}\n"
-    assert runner.stderr == ""
+    assert runner.stderr == f"{WARNING}\n"
     runner = house.restart()
     assert [runner.get(f"/{what}/{account_id}") for what in ("positions", "trades")] == before
     assert runner.get("/health") == {"status": "healthy"}

@@ -21,7 +21,7 @@ from margin.errors import (
 from margin.services.liquidation import Verdict
 from margin_local.servers import ports
 from tests.actions import BTC, ETH, buy, deposit, mark, sell, switch, withdraw
-from tests.database import connect
+from tests.database import FUNCTIONS, connect
 from tests.integration.stores.hot_state import hot_state
 from tests.integration.stores.interrupted import InterruptedEngine
 from tests.proxy import Proxy
@@ -44,7 +44,8 @@ AT_ONCE = 64
 TRADES_EACH_MAX = 100
 # As it was before the first change, from which on ids are given out again.
 _RESTORED = """
-    with lost as (delete from control_changes returning id)
+    with lost as (delete from control_changes returning id),
+        ends as (delete from chain_heads where chain = 'control_changes')
     select setval('control_changes_id_seq', min(id), false) from lost
 """
 _WAITING = "select from pg_locks where locktype = 'advisory' and not granted"
@@ -148,7 +149,7 @@ async def test_setter_that_comes_late_changes_nothing(make_engine: MakeEngine, s
 @pytest.fixture
 def slow_setter(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
     """Yield a connection whose transaction has written a change that nobody sees yet."""
-    with connect(settings, autocommit=False) as connection:
+    with connect(settings, autocommit=False, user=FUNCTIONS) as connection:
         change = {"name": "engine", "state": "paused", "reason": "slow", "subject": None, "source_ip": None}
         connection.execute(_RECORD, {"lock": _ONE_AT_A_TIME, **change})
         yield connection

@@ -224,7 +224,8 @@ def _put_back(store: redis.Redis, older: dict[str, str], account_id: int) -> Non
 
 
 async def _execute(engine: Any, statement: str) -> None:
-    await engine.history_store._pool.query(statement)
+    with connect(engine.settings) as connection:
+        connection.execute(statement.encode())
 
 
 async def test_accounts_that_history_takes_too_long_over_do_not_hinder_other_partitions(

@@ -13,6 +13,7 @@ import pytest
 
 from margin.errors import PostgresUnavailableError, RedisUnavailableError
 from margin_local.servers import EmbeddedValkey
+from tests import acl
 from tests.actions import buy, deposit, mark
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def within_promise() -> Iterator[None]:
 @pytest.fixture
 def own_valkey(server_directory: Path) -> Iterator[EmbeddedValkey]:
     """Yield a running Valkey that a test may freeze."""
-    server = EmbeddedValkey(server_directory / "valkey-frozen", fsync="no")
+    directory = server_directory / "valkey-frozen"
+    server = EmbeddedValkey(directory, fsync="no", options=acl.server_options(directory))
     server.start()
     yield server
     server.stop()

@@ -25,6 +25,7 @@ from margin.errors import (
 )
 from margin.runtime import Engine
 from margin_local.servers import EmbeddedValkey
+from tests import acl
 from tests.actions import BTC, ETH, buy, deposit, mark, sell, withdraw
 from tests.database import connect
 from tests.integration.stores.dying import DyingFunction, FunctionDiedError
@@ -72,7 +73,8 @@ async def _assert_not_loaded(engine: Engine) -> None:
 @pytest.fixture
 def own_valkey(server_directory: Path) -> Iterator[EmbeddedValkey]:
     """Yield a running, empty Valkey that a test may kill."""
-    server = EmbeddedValkey(server_directory / "valkey-killed", fsync="no")
+    directory = server_directory / "valkey-killed"
+    server = EmbeddedValkey(directory, fsync="no", options=acl.server_options(directory))
     server.start()
     with _client(server) as client:
         client.flushall()

@@ -696,7 +696,9 @@ async def test_user_who_may_only_read_is_enough(
     with admin(postgres_server, database) as connection:
         connection.execute("create role auditor login")
         connection.execute(
-            "grant select on accounts, events, trades, liquidations, ledger_lines, settlement_outcomes to auditor"
+            "grant select on accounts, events, trades, liquidations, ledger_lines, settlement_outcomes,"
+            " control_changes, instruments, funding_rates, openings, account_rebuilds, schema_changes, chain_heads"
+            " to auditor"
         )
     try:
         report = await auditors(postgres_user="auditor").reconcile()

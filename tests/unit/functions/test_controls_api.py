@@ -51,7 +51,7 @@ def test_switch_that_is_in_force_is_200_with_its_change(exchange: Exchange) -> N
 
 
 def test_who_set_it_is_written_down(exchange: Exchange) -> None:
-    _put(claims={"sub": "operator"})
+    _put()
     assert [change.subject for change in exchange.control_history.recorded] == ["operator"]
 
 

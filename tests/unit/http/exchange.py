@@ -17,7 +17,6 @@ from margin.errors import (
 from margin.http import (
     AccountId,
     AccountIdPath,
-    AccountIdQuery,
     Answer,
     CallerOf,
     Cursor,
@@ -28,6 +27,7 @@ from margin.http import (
     Quantity,
     Request,
     Router,
+    Scope,
     SideText,
     Symbol,
     SymbolQuery,
@@ -35,6 +35,7 @@ from margin.http import (
     TimestampText,
     create_app,
     executed,
+    of_account,
     outcome,
     problems,
 )
@@ -80,6 +81,7 @@ class HistoryAnswer(Answer):
     responses=executed(TradeAnswer)
     | problems(InsufficientMarginError, UnknownAccountError, ContentionError, StateNotLoadedError),
 )
+@of_account(Scope.TRADE_WRITE)
 async def execute_trade(
     request: TradeRequest, response: Response, caller: CallerOf, idempotency_key: IdempotencyKey = None
 ) -> TradeAnswer:
@@ -101,13 +103,13 @@ async def execute_trade(
 
 
 @router.get("/trades/{account_id}")
+@of_account(Scope.HISTORY_READ)
 async def list_trades(
     account_id: AccountIdPath,
     limit: Limit = 100,
     cursor: Cursor = None,
     symbol: SymbolQuery | None = None,
     since: Timestamp | None = None,
-    other_account: AccountIdQuery | None = None,
 ) -> HistoryAnswer:
     """List an account's trades."""
     return HistoryAnswer(account_id=account_id, limit=limit, cursor=cursor, symbol=symbol, since=since)

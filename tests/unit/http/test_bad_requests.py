@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import ValidationError
 
-from margin.http import BODY_BYTES_MAX
+from margin.contract.instruments import InstrumentRequest
+from margin.contract.mark_price import MarkPricesRequest
+from margin.contract.risk import ShocksRequest
+from margin.http import BODY_BYTES_MAX, Request
 from tests.unit.http import exchange
 from tests.unit.http.exchange import TRADE, Reply, call, trade, trade_text
 
@@ -306,3 +310,18 @@ def test_an_unknown_query_parameter_of_a_post_is_refused() -> None:
 @pytest.mark.parametrize("key", ["", " ", "-a", "a b", "a,b", "a\tb", "é", "x" * 129, "{a}", "a*"])
 def test_a_bad_idempotency_key_is_refused_by_name(key: str) -> None:
     assert_refused(call("POST", "/trade", TRADE, headers={"Idempotency-Key": key}), "header.Idempotency-Key")
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (MarkPricesRequest, {"prices": [{}] * 5000}),
+        (ShocksRequest, {"shocks": [{}] * 5000}),
+        (ShocksRequest, {"shocks": [{"name": "crash", "moves": [{}] * 5000}]}),
+        (InstrumentRequest, {"tiers": [{}] * 5000}),
+    ],
+)
+def test_a_list_that_is_too_long_is_not_looked_at_item_by_item(model: type[Request], body: dict[str, object]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        model.model_validate(body)
+    assert [error["type"] for error in refused.value.errors()] == ["too_long"]

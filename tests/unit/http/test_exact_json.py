@@ -65,7 +65,18 @@ def test_brackets_in_strings_are_not_nesting() -> None:
 
 
 def test_many_brackets_side_by_side_are_not_nesting() -> None:
-    assert exact_json.loads(b"[" + b"[]," * 5000 + b"[]]") == [[]] * 5001
+    assert exact_json.loads(b"[" + b"[]," * 4000 + b"[]]") == [[]] * 4001
+
+
+@pytest.mark.parametrize("unit", [b"{}", b"0", b"[]", b'"a,b"'])
+def test_more_values_than_any_request_has_are_refused(unit: bytes) -> None:
+    with pytest.raises(InvalidRequestError, match="more than 8192 values"):
+        exact_json.loads(b"[" + (unit + b",") * exact_json.VALUES_MAX + unit + b"]")
+
+
+def test_as_many_values_as_there_may_be_are_taken() -> None:
+    many = exact_json.VALUES_MAX - 1
+    assert exact_json.loads(b"[" + b",".join([b"0"] * many) + b"]") == [0] * many
 
 
 @pytest.mark.parametrize("raw", [b'"' + b'\\"' * 32_000, b'"' * 65_001, b'["' + b"\\" * 65_001, b"[" * 10_000])

@@ -44,7 +44,10 @@ def test_a_function_without_http_loads_nothing_heavy(statement: str) -> None:
 
 
 def test_the_http_layer_loads_no_store_and_no_aws_client() -> None:
-    both = loaded("import margin.http; from margin.lambda_entry import http_handler; http_handler(print)")
+    both = loaded(
+        "import margin.http; from margin.lambda_entry import http_handler; "
+        "http_handler(margin.http.create_app(title='t', version='1', description='d'))"
+    )
     assert both & {"redis", "psycopg", "boto3", "botocore.session"} == set()
     assert {"fastapi", "mangum"} <= both, "or this test sees nothing"
 

@@ -6,12 +6,13 @@ import asyncio
 import gc
 import json
 import time
+import types
 from typing import Any
 
 import pytest
 
 from margin import lambda_entry, time_budget
-from margin.http import Answer, Router, create_app
+from margin.http import Answer, Router, create_app, open_to_all
 from margin.lambda_entry import LOOP, event_handler, http_handler
 from margin.observability import MetricName, configure, count, counted, logger
 from margin.time_budget import TimeBudgetExceededError
@@ -39,12 +40,14 @@ async def stubborn() -> None:
 
 
 @router.get("/loop")
+@open_to_all
 async def read_loop() -> Slept:
     loops.append(asyncio.get_running_loop())
     return Slept(remaining_s=round(time_budget.remaining_s()))
 
 
 @router.get("/sleep")
+@open_to_all
 async def sleep_long() -> Slept:
     try:
         await asyncio.sleep(60)
@@ -54,18 +57,21 @@ async def sleep_long() -> Slept:
 
 
 @router.post("/sleep")
+@open_to_all
 async def sleep_and_write() -> Slept:
     await asyncio.sleep(60)
     return Slept(remaining_s=0)
 
 
 @router.get("/stubborn")
+@open_to_all
 async def sleep_stubbornly() -> Slept:
     await stubborn()
     return Slept(remaining_s=0)
 
 
 @router.get("/count")
+@open_to_all
 async def count_trades() -> Slept:
     count(MetricName.TRADES_EXECUTED, 2)
     count(MetricName.TRADES_EXECUTED)
@@ -186,7 +192,8 @@ def test_work_left_behind_can_neither_answer_nor_complain(caplog: pytest.LogCapt
         ended.append("sent into the void")
         raise LookupError("late")
 
-    late = http_handler(app)
+    app.state = types.SimpleNamespace()  # type: ignore[attr-defined]
+    late = http_handler(app)  # type: ignore[arg-type]
     LOOP.set_exception_handler(lambda loop, context: complaints.append(context))
     try:
         late(api_gateway_event("GET", "/"), LambdaContext(timeout_s=lambda_entry.RESERVE_S + 0.05))
@@ -264,3 +271,19 @@ def test_the_correlation_id_is_the_callers_if_it_is_harmless_else_the_gateways(
 ) -> None:
     handler(api_gateway_event("GET", "/sleep", headers=headers), LambdaContext(timeout_s=0))
     assert {line["correlation_id"] for line in log} == {expected}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "[::1]:3000"},
+        {"Host": "a:b:c"},
+        {"Host": "localhost:http"},
+        {"Host": "localhost:"},
+        {"Host": "localhost:8000"},
+        {"Host": ""},
+        {"X-Forwarded-Port": "443, 80"},
+    ],
+)
+def test_a_host_that_is_no_address_does_not_fail_the_invocation(headers: dict[str, str]) -> None:
+    assert handler(api_gateway_event("GET", "/loop", headers=headers), LambdaContext())["statusCode"] == 200

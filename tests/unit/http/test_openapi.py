@@ -36,8 +36,8 @@ def test_every_reference_resolves() -> None:
 
 
 def test_the_answers_of_an_operation_are_documented_in_order() -> None:
-    assert list(TRADE["responses"]) == ["200", "202", "400", "404", "409", "413", "415", "422", "503"]
-    assert list(TRADES["responses"]) == ["200", "422"]
+    assert list(TRADE["responses"]) == ["200", "202", "400", "401", "403", "404", "409", "413", "415", "422", "503"]
+    assert list(TRADES["responses"]) == ["200", "401", "403", "404", "422"]
     assert TRADE["responses"]["202"]["content"]["application/json"]["schema"]["$ref"].endswith("/TradeAnswer")
     assert "Idempotent-Replayed" in TRADE["responses"]["200"]["headers"]
     assert "Retry-After" in TRADE["responses"]["503"]["headers"]

@@ -6,13 +6,12 @@ import pytest
 from fastapi import Depends
 from starlette.datastructures import Headers
 
-from margin.caller import Caller, caller_of
-from margin.http import BODY_BYTES_MAX, Answer, Router, create_app
-from margin.http.app import caller
-from margin.http.route import HttpRequest
+from margin.http import BODY_BYTES_MAX, Answer, Router, anyone, create_app, open_to_all
 from margin.lambda_entry import http_handler
 from tests.events import LambdaContext, api_gateway_event
-from tests.unit.http.exchange import TRADE, app, call, handler
+from tests.unit.http.exchange import TRADE, call, handler, router
+
+open_app = create_app(router, title="t", version="1", description="d", authenticate=anyone)
 
 
 class Depth(Answer):
@@ -84,7 +83,7 @@ async def test_two_idempotency_keys_are_refused_as_a_server_passes_them() -> Non
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/trade", "query_string": b"", "headers": headers.raw}
-    await app(scope, receive, send)
+    await open_app(scope, receive, send)
     assert sent[0]["status"] == 422
     assert b'"field":"header.Idempotency-Key"' in sent[1]["body"]
 
@@ -101,7 +100,9 @@ async def test_a_body_that_never_ends_is_refused_at_the_limit() -> None:
     async def send(message: dict[str, object]) -> None:
         sent.append(message)
 
-    await app({"type": "http", "method": "POST", "path": "/trade", "query_string": b"", "headers": []}, receive, send)
+    await open_app(
+        {"type": "http", "method": "POST", "path": "/trade", "query_string": b"", "headers": []}, receive, send
+    )
     assert (sent[0]["status"], chunks) == (413, BODY_BYTES_MAX // 1024 + 1)
 
 
@@ -112,40 +113,13 @@ def test_a_query_parameter_of_a_dependency_is_known() -> None:
         return depth
 
     @router.get("/depth")
+    @open_to_all
     async def read_depth(value: int = Depends(depth)) -> Depth:
         return Depth(depth=value)
 
     handle = http_handler(create_app(router, title="t", version="1", description="d"))
     answer = handle(api_gateway_event("GET", "/depth", query="depth=3"), LambdaContext())
     assert answer["body"] == '{"depth":3}'
-
-
-def test_the_caller_of_a_token_is_its_subject() -> None:
-    reply = call("POST", "/trade", TRADE, claims={"sub": "trader-7", "scope": "trade:write"}, source_ip="198.51.100.9")
-    assert (reply.json["subject"], reply.json["source_ip"]) == ("trader-7", "198.51.100.9")
-
-
-def test_the_caller_of_an_open_endpoint_is_an_address_only() -> None:
-    reply = call("POST", "/trade", TRADE)
-    assert (reply.json["subject"], reply.json["source_ip"]) == (None, "203.0.113.7")
-
-
-def test_the_caller_under_iam_is_the_user() -> None:
-    event = api_gateway_event("GET", "/")
-    event["requestContext"]["authorizer"] = {"iam": {"userArn": "arn:aws:iam::123456789012:user/desk"}}
-    assert caller_of(event) == Caller("arn:aws:iam::123456789012:user/desk", "203.0.113.7")
-
-
-@pytest.mark.parametrize(
-    "event", [{}, {"requestContext": None}, {"requestContext": {"authorizer": {"jwt": {"claims": None}}, "http": None}}]
-)
-def test_an_event_without_a_caller_is_nobodys(event: dict[str, object]) -> None:
-    assert caller_of(event) == Caller(None, None)
-
-
-async def test_the_caller_of_a_server_is_the_peer() -> None:
-    request = HttpRequest({"type": "http", "headers": [], "client": ("192.0.2.1", 5000)})
-    assert await caller(request) == Caller(None, "192.0.2.1")
 
 
 def test_every_answer_carries_lambdas_request_id() -> None:

@@ -16,7 +16,7 @@ from margin.errors import (
     StateNotLoadedError,
     UnknownAccountError,
 )
-from margin.http import Answer, Router, create_app, problems
+from margin.http import Answer, Router, create_app, open_to_all, problems
 from margin.http.problem import request_id
 from margin.lambda_entry import http_handler
 from margin.observability import configure
@@ -55,7 +55,7 @@ def test_every_error_answers_its_own_status_and_code(error: type[MarginError]) -
     reply = trade()
     assert (reply.status, reply.json["status"], reply.json["code"]) == (error.status, error.status, error.code)
     assert reply.json["type"] == "urn:margin:problem:" + error.code.lower().replace("_", "-")
-    assert ("retry-after" in reply.headers) == (error.status == 503)
+    assert ("retry-after" in reply.headers) == (error.status in {429, 503})
 
 
 def test_a_store_that_is_down_says_when_to_retry_and_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +97,7 @@ def test_an_answer_that_breaks_its_contract_is_a_500_and_is_not_in_the_log(log: 
     router = Router()
 
     @router.get("/two")
+    @open_to_all
     async def read_two() -> Two:
         return {"one": "S3CRET", "two": 2}  # type: ignore[return-value]
 
@@ -154,7 +155,7 @@ def test_an_endpoint_without_an_answer_class_is_not_accepted(returned: object) -
     async def read() -> None: ...
 
     read.__annotations__["return"] = returned
-    router.get("/read")(read)
+    router.get("/read")(open_to_all(read))
     with pytest.raises(TypeError, match="read must return an Answer"):
         create_app(router, title="t", version="1", description="d")
 
@@ -164,8 +165,8 @@ def test_two_endpoints_of_one_name_are_not_accepted() -> None:
 
     async def same() -> Two: ...
 
-    first.get("/a")(same)
-    second.get("/b")(same)
+    first.get("/a")(open_to_all(same))
+    second.get("/b")(open_to_all(same))
     with pytest.raises(ValueError, match="same"):
         create_app(first, second, title="t", version="1", description="d")
 

@@ -17,10 +17,15 @@ FILES = ("samconfig.toml", "template.yaml")
 SAM = """#!/bin/sh
 [ "$1" = --version ] && echo "SAM CLI, version 1.170.0" && exit
 echo "$*" >>"$CALLS"
+[ "$1" != "${FAILING:-}" ] || exit 3
 """
 # Whatever infra/local/python313.sh asks, this is the right one.
 PYTHON = '#!/bin/sh\necho "$0"\n'
-STORES_THAT_EXIST = "e\nredis.internal\nmargin/redis\ndb.internal\n\n\nmargin/db\nsubnet-1,subnet-2\nsg-1\n\n"
+STORES_THAT_EXIST = (
+    "e\nredis.internal\nmargin/redis\ndb.internal\n\n\nmargin/db\n\nmargin/owner\nsubnet-1,subnet-2\nsg-1\n"
+)
+ISSUER_THAT_EXISTS = "e\nhttps://issuer.example.com/\nmargin,https://api.example.com\n\n"
+NO_TOPIC = "\n"
 
 
 class Project:
@@ -30,6 +35,7 @@ class Project:
         self.directory = directory / "project"
         self._programs = directory / "bin"
         self._calls = directory / "calls"
+        self._failing = ""
         for name in FOLDERS:
             shutil.copytree(ROOT / name, self.directory / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in FILES:
@@ -47,11 +53,16 @@ class Project:
             "PATH": f"{self._programs}{os.pathsep}{os.environ['PATH']}",
             "PYTHON313": str(self._programs / "python3.13"),
             "CALLS": str(self._calls),
+            "FAILING": self._failing,
         }
         command = ["sh", "infra/local/deploy.sh", *arguments]
         return subprocess.run(
             command, cwd=self.directory, env=environment, input=answers, capture_output=True, text=True, check=False
         )
+
+    def make_fail(self, command: str) -> None:
+        """Let SAM fail at a command from now on."""
+        self._failing = command
 
     @property
     def calls(self) -> list[str]:
@@ -98,7 +109,7 @@ def test_the_release_is_the_digest_of_what_is_deployed(project: Project) -> None
 
 
 def test_an_unknown_environment_is_asked_for_and_written_before_its_release(project: Project) -> None:
-    done = project.run("deploy", "staging", answers=STORES_THAT_EXIST)
+    done = project.run("deploy", "staging", answers=STORES_THAT_EXIST + ISSUER_THAT_EXISTS + NO_TOPIC)
     assert done.returncode == 0, done.stderr
     assert project.calls[-1] == "deploy --config-env staging"
     deploy = project.settings["staging"]["deploy"]["parameters"]
@@ -108,11 +119,15 @@ def test_an_unknown_environment_is_asked_for_and_written_before_its_release(proj
         "RedisHost=redis.internal",
         "RedisSecretName=margin/redis",
         "PostgresHost=db.internal",
-        "PostgresUser=margin",
+        "PostgresUser=margin_functions",
         "PostgresDatabase=margin",
         "PostgresSecretName=margin/db",
+        "PostgresOwner=margin",
+        "PostgresOwnerSecretName=margin/owner",
         "SubnetIds=subnet-1,subnet-2",
         "SecurityGroupIds=sg-1",
+        "JwtIssuer=https://issuer.example.com/",
+        "JwtAudience=margin,https://api.example.com",
     ]
     assert deploy.keys() == project.settings["prod"]["deploy"]["parameters"].keys()
     release = (project.directory / ".aws-sam/release.yaml").read_text()
@@ -122,18 +137,34 @@ def test_an_unknown_environment_is_asked_for_and_written_before_its_release(proj
     assert (project.directory / ".aws-sam/release.yaml").read_text() == release
 
 
-def test_an_unknown_environment_may_create_its_stores(project: Project) -> None:
-    assert project.run("deploy", "staging", answers="\n\n").returncode == 0
+def test_an_unknown_environment_may_create_its_stores_and_its_issuer(project: Project) -> None:
+    assert project.run("deploy", "staging", answers="\n\n\n").returncode == 0
     overrides = project.settings["staging"]["deploy"]["parameters"]["parameter_overrides"]
     assert overrides == [
         "file://.aws-sam/release.yaml",
         "Environment=staging",
         "CreateNetwork=yes",
         "CreateData=yes",
+        "CreateIssuer=yes",
     ]
 
 
-@pytest.mark.parametrize("answers", ["", "e\nredis.internal\n", 'e\nx"\n]\n', "what\n"])
+def test_operator_is_told_who_has_to_be_given_accounts_where_the_issuer_is_created(project: Project) -> None:
+    assert "aws dynamodb put-item" in project.run("deploy", "dev").stdout
+    known = project.run("deploy", "staging", answers=STORES_THAT_EXIST + ISSUER_THAT_EXISTS + NO_TOPIC)
+    assert known.returncode == 0
+    assert "dynamodb" not in known.stdout
+
+
+def test_operator_is_told_nothing_of_a_deployment_that_failed(project: Project) -> None:
+    project.make_fail("deploy")
+    done = project.run("deploy", "dev")
+    assert (done.returncode, "dynamodb" in done.stdout) == (3, False)
+
+
+@pytest.mark.parametrize(
+    "answers", ["", "e\nredis.internal\n", 'e\nx"\n]\n', "what\n", "c\nwhat\n", "c\ne\nhttp:// \n"]
+)
 def test_answers_that_are_missing_or_malformed_write_nothing(project: Project, answers: str) -> None:
     before = (project.directory / "samconfig.toml").read_text()
     done = project.run("deploy", "staging", answers=answers)
@@ -149,6 +180,15 @@ def test_settings_without_stores_are_refused(project: Project) -> None:
     done = project.run("deploy", "dev")
     assert (done.returncode, project.calls) == (1, [])
     assert "names no stores" in done.stderr
+
+
+@pytest.mark.parametrize("given", ["", '"JwtIssuer=https://issuer.example.com",', '"JwtAudience=margin",'])
+def test_settings_without_an_issuer_are_refused(project: Project, given: str) -> None:
+    settings = project.directory / "samconfig.toml"
+    settings.write_text(settings.read_text().replace('"CreateIssuer=yes",', given))
+    done = project.run("deploy", "dev")
+    assert (done.returncode, project.calls) == (1, [])
+    assert "names nobody who issues tokens" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["Dev", "dev prod", "-x", "local", "default"])

@@ -20,7 +20,7 @@ from margin.errors import MarginError
 from margin_local.__main__ import environment
 from margin_local.demo import prices
 from margin_local.demo.checks import Check, every_check
-from margin_local.demo.engine_client import EngineClient
+from margin_local.demo.engine_client import TOKEN_VARIABLE, EngineClient
 from margin_local.demo.engine_process import EngineError, RunningEngine, own_engine, stores_of_environment
 from margin_local.demo.evidence import Evidence, collect
 from margin_local.demo.mark_path import MarkPath
@@ -100,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--url",
         help="use the engine that runs there; its mark prices of these symbols are overwritten for everybody. "
-        "By default an engine is started, in a temporary directory, and stopped at the end",
+        "By default an engine is started, in a temporary directory, and stopped at the end. "
+        f"{TOKEN_VARIABLE} in the environment is the token for one that wants it",
     )
     return parser
 
@@ -137,7 +138,9 @@ def _engine(options: argparse.Namespace) -> Iterator[RunningEngine]:
 
 
 def _demonstrate(options: argparse.Namespace, series: Sequence[PriceSeries], running: RunningEngine) -> int:
-    client = EngineClient(running.url)
+    # An engine of its own wants no token, and another's is not for it.
+    token = "" if options.url is None else environment().get(TOKEN_VARIABLE, "")
+    client = EngineClient(running.url, token)
     client.check_health()
     # An engine that runs already may know accounts of an earlier demo.
     run_id, first = (str(options.seed), _FIRST_ACCOUNT) if options.url is None else _of_now()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -12,12 +13,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
 from margin_local.demo.engine_process import EngineError
+from margin_local.loopback import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Answer", "EngineClient"]
+__all__ = ["TOKEN_VARIABLE", "Answer", "EngineClient"]
 
+TOKEN_VARIABLE = "MARGIN_TOKEN"  # noqa: S105 - a name
+"""Of the environment: the token for an engine that wants one."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
 _TIMEOUT_S = 30.0
 # Below the time after which a server closes a connection that nobody uses: a request is never sent into a closed one.
 _IDLE_MAX_S = 2.0
@@ -51,14 +57,16 @@ class EngineClient:
     ----------
     url : str
         Where the engine answers, such as ``http://127.0.0.1:8000``.
+    token : str
+        Sent with every request; none is sent when it is empty.
 
     Raises
     ------
     EngineError
-        When it is no HTTP address.
+        When it is no HTTP address, or the token is none or would be sent to another machine for everybody to read.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str = "") -> None:
         self.url = url
         parts = urlsplit(url)
         try:
@@ -68,6 +76,11 @@ class EngineClient:
         if parts.scheme not in ("http", "https") or not self._host:
             raise EngineError(f"{url} is no address of an engine; write for example http://127.0.0.1:8000")
         self._secure = parts.scheme == "https"
+        if token and not _TOKEN.fullmatch(token):
+            raise EngineError(f"{TOKEN_VARIABLE} is not a token: it must be what make token prints, or an issuer gives")
+        if token and not self._secure and not is_loopback(self._host):
+            raise EngineError(f"{url} is another machine: a token is sent there with https alone")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._path = parts.path.rstrip("/")
         self._local = threading.local()
 
@@ -85,6 +98,10 @@ class EngineClient:
         EngineError
         """
         self._require(self._send("GET", "/health"))
+
+    def get(self, path: str) -> Answer:
+        """Ask for something that is no method's here, once."""
+        return self._send("GET", path)
 
     def deposit(self, account_id: int, amount: str, key: str) -> Answer:
         """Deposit money; the first deposit opens the account."""
@@ -175,7 +192,7 @@ class EngineClient:
         self, method: str, path: str, body: Mapping[str, object] | None = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
         connection = self._connection()
-        sent = {"Accept": "application/json", **(headers or {})}
+        sent = {"Accept": "application/json", **self._headers, **(headers or {})}
         content = None
         if body is not None:
             content = json.dumps(body).encode()

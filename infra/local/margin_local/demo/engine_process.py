@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from margin.config import Settings
 from margin_local.stores import LocalStores
+from migrate_schema import migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -70,6 +71,8 @@ def own_engine(environment: Mapping[str, str], *, crossed_inline_max: int) -> It
     stores = LocalStores(given, {name: environment[name] for name in _OF_THE_MACHINE if name in environment})
     try:
         settings = stores.start()
+        # The engine is given its stores, so it would migrate as the one whom it logs in as, who may not.
+        migrate(stores.owner(settings))
         with _engine_process(settings, directory) as url:
             yield RunningEngine(url, settings)
     finally:

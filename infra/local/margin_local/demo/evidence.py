@@ -17,7 +17,7 @@ from margin.domain.chain import Link, account_of, fold
 from margin.domain.event import version_of
 from margin.domain.liquidation import LiquidationPolicy
 from margin.ports.history import HistoryAccount
-from margin.runtime import Engine
+from margin.runtime import Engine, tls_of_postgres
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -195,7 +195,7 @@ def _rows(settings: Settings, account_ids: frozenset[int]) -> dict[str, Any]:
         user=settings.postgres_user,
         password=settings.postgres_password or None,
         dbname=settings.postgres_database,
-        sslmode=settings.postgres_sslmode,
+        **tls_of_postgres(settings),
         connect_timeout=10,
         options=f"-c statement_timeout={_STATEMENT_TIMEOUT_MS} -c default_transaction_read_only=on",
     ) as connection:

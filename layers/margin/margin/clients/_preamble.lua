@@ -231,3 +231,61 @@ local function guarded(account_id, guard)
   end
   return redis.call('HGET', key('holds'), account_id) == guard and (tonumber(guard) or 0) > tonumber(now_us())
 end
+
+-- Keeps the moment of a limit. A Redis that is full goes on answering reads, so they are not counted then: commits are refused anyhow.
+local function note_due(name, moment, now)
+  local lives_ms = string.format('%.0f', math.ceil((moment - now) / 1000) + 1)
+  local reply = redis.pcall('SET', key('rate:' .. name), string.format('%.3f', moment), 'PX', lives_ms)
+  if reply.err and not string.find(reply.err, 'OOM', 1, true) then
+    error(reply)
+  end
+end
+
+-- Counts a request under each limit that is given as JSON, [[name, per second, at once]], '' for none; or, where one of them is used up, counts
+-- nothing and says which, with the microseconds until a request passes. Each limit keeps one moment: that at which, were requests to come evenly,
+-- the next one would be due. A request may come before that by as much as all but one of those at once take.
+local function over_limit(written)
+  if written == '' then
+    return nil
+  end
+  local now, due = tonumber(now_us()), {}
+  for _, limit in ipairs(cjson.decode(written)) do
+    local name, per_s, burst = limit[1], limit[2], limit[3]
+    local interval = 1000000 / per_s
+    local next_due = tonumber(redis.call('GET', key('rate:' .. name)) or '0')
+    -- No more than what all of them take can be owed: more is from before the clock was put back, and would keep everybody out.
+    if next_due - now > burst * interval + 0.5 then
+      next_due = now + burst * interval
+      note_due(name, next_due, now)
+    end
+    next_due = math.max(now, next_due)
+    local wait = next_due - now - (burst - 1) * interval
+    -- What rounding of the moments can come to.
+    if wait > 0.5 then
+      return {'LIMITED', name, per_s, burst, string.format('%.0f', math.ceil(wait))}
+    end
+    due[name] = next_due + interval
+  end
+  for name, moment in pairs(due) do
+    note_due(name, moment, now)
+  end
+  return nil
+end
+
+-- Counts keys of an account that live as long by when they were made, in sixteenths of their life: what the account has of them, and the milliseconds until the
+-- oldest of these are forgotten. A sixteenth is forgotten when all of it is.
+local function keys_made(account_id, ttl_ms)
+  local name, width = key('idempotency_counts:' .. account_id .. ':' .. ttl_ms), ttl_ms / 16
+  local now_ms = tonumber(now_us()) / 1000
+  local present = math.floor(now_ms / width)
+  local made, oldest, counts = 0, present, redis.call('HGETALL', name)
+  for i = 1, #counts, 2 do
+    local sixteenth = tonumber(counts[i])
+    if sixteenth < present - 16 or sixteenth > present then
+      redis.call('HDEL', name, counts[i])
+    else
+      made, oldest = made + tonumber(counts[i + 1]), math.min(oldest, sixteenth)
+    end
+  end
+  return made, math.ceil((oldest + 17) * width - now_ms), name, string.format('%.0f', present)
+end

@@ -136,6 +136,8 @@ def commit_fields(commit: Commit) -> dict[str, Any]:
         "at_us": str(event.at_us),
         "key": event.key,
         "key_ttl_ms": str(commit.key_ttl_s * 1000),
+        "keys_max": str(commit.keys_max),
+        "keys_max_binds": commit.keys_max_binds,
         "wants_pending": commit.wants_pending,
         "request_hash": event.request_hash,
         "result": commit.result,

@@ -23,6 +23,7 @@ from margin.clients.account_format import (
     ttl_ms,
 )
 from margin.clients.base_redis import BaseRedisClient, Script, redis_errors
+from margin.clients.rate_limit_format import limits_text, require_unlimited, too_many_keys
 from margin.domain.account import Account
 from margin.ports import (
     AccountLoad,
@@ -37,6 +38,7 @@ from margin.ports import (
     Dropped,
     IndexedAccount,
     Loaded,
+    RateLimit,
     SweepPage,
     SweepProgress,
 )
@@ -86,7 +88,9 @@ _FORGET_KEYS = Script("forget_keys")
 class AccountRedisClient(BaseRedisClient):
     """Account-specific operations; one script, one round trip each."""
 
-    async def read(self, account_id: int, *, symbol: str = "", key: str = "") -> AccountView:
+    async def read(
+        self, account_id: int, *, symbol: str = "", key: str = "", limits: Sequence[RateLimit] = ()
+    ) -> AccountView:
         """Read an account with its positions and with the marks, instruments and pause switches that concern it.
 
         Parameters
@@ -97,12 +101,18 @@ class AccountRedisClient(BaseRedisClient):
             A symbol to read beside those of the positions.
         key : str
             An idempotency key whose stored result is wanted.
+        limits : sequence of RateLimit
+            How often this may be asked: counted in the same step, unless one of them forbids it.
 
         Raises
         ------
+        RateLimitedError
+            Nothing was read or counted.
         StateNotLoadedError, RedisUnavailableError
         """
-        reply = await self.ask(_READ, self._partition(account_id), self.partitions, account_id, symbol, key)
+        partition, limited = self._partition(account_id), limits_text(limits)
+        reply = await self.ask(_READ, partition, self.partitions, account_id, symbol, key, limited)
+        require_unlimited(reply)
         _, epoch, now_us, balance, version, chain_hash, rows, controls, record, pending, hold, warned = reply
         market = market_of([row[1] for row in rows], int(now_us))
         positions = positions_of([row[0] for row in rows])
@@ -128,10 +138,14 @@ class AccountRedisClient(BaseRedisClient):
             Nothing was written.
         RedisUnavailableError
             Unknown: the caller must ask by the commit's key.
+        RateLimitedError
+            The account has as many keys as it may; nothing was written.
         """
         reply = await self.run(
             _COMMIT, self._partition(commit.event.account_id), self.partitions, json.dumps(commit_fields(commit))
         )
+        if reply[0] == "TOO_MANY_KEYS":
+            raise too_many_keys(commit.keys_max, int(reply[1]))
         if reply[0] == "REPLAY":
             return stored_result(reply[1], reply[2])
         if reply[0] == "CONFLICT":

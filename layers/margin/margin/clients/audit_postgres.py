@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from margin.clients.postgres_pool import PostgresPool, Row
 from margin.domain.chain import Link
-from margin.ports.audit import AuditedAccount, AuditedEvent, AuditedSettlement, LedgerPage
+from margin.domain.change_chain import Change, ChangeHead
+from margin.errors import PostgresUnavailableError
+from margin.ports.audit import (
+    TABLES_OF_ACCOUNTS,
+    AuditedAccount,
+    AuditedChange,
+    AuditedEvent,
+    AuditedSettlement,
+    ChangeChain,
+    LedgerPage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,6 +146,74 @@ _SETTLEMENTS = """
 """
 
 
+# Columns in the order in which they are hashed, a moment as microseconds; the first two are the chain's name and the
+# place in it.
+_CHAINED = {
+    ChangeChain.CONTROLS: ("name", "id", "state", "reason", "subject", "source_ip", "changed_at"),
+    ChangeChain.INSTRUMENTS: ("symbol", "version", "terms", "subject", "source_ip", "changed_at"),
+    ChangeChain.FUNDING: (
+        *("symbol", "n", "rate", "mark_price", "rise", "funding_index", "occurred_at", "recorded_at", "key"),
+        *("request_hash", "subject", "source_ip"),
+    ),
+    ChangeChain.OPENINGS: (
+        *("partition", "epoch", "partitions", "run_id", "accounts", "loaded", "opened_at", "subject", "source_ip"),
+    ),
+    ChangeChain.REBUILDS: ("account_id", "id", "dropped", "restored", "subject", "source_ip", "rebuilt_at"),
+    ChangeChain.SCHEMA: ("name", "id", "revision", "subject", "source_ip", "applied_at"),
+}
+_NAME_TYPES = {ChangeChain.OPENINGS: "integer", ChangeChain.REBUILDS: "bigint"}
+
+
+def _chained(chain: ChangeChain) -> tuple[str, str]:
+    """Write the statements that read the changes of a kind, and the heads of those chains that lost all of theirs."""
+    name, place, *_ = _CHAINED[chain]
+    kind = _NAME_TYPES.get(chain, "text")
+    texts = ", ".join(
+        f"trunc(extract(epoch from {column}) * 1000000)::text as {column}"
+        if column.endswith("_at")
+        else f"{column}::text as {column}"
+        for column in _CHAINED[chain]
+    )
+    changes = f"""
+        select change.chain_name, change.chain_n, change.fields, change.previous_hash, change.hash,
+            head.n as head_n, head.hash as head_hash, head.changes as head_changes
+        from (
+            select {name} as chain_key, {name}::text as chain_name, {place} as chain_n, previous_hash, hash,
+                (select to_jsonb(texts)::text from (select {texts}) as texts) as fields
+            from {chain}
+            where (%(start_name)s::{kind} is null or ({name}, {place}) >= (%(start_name)s::{kind}, %(start_n)s::bigint))
+                and (%(name)s::{kind} is null or {name} = %(name)s::{kind})
+            order by {name}, {place}
+            limit %(limit)s
+        ) as change
+        left join chain_heads as head on head.chain = '{chain}' and head.name = change.chain_name
+        order by change.chain_key, change.chain_n
+    """  # noqa: S608 - constants of this module
+    lost = f"""
+        select name, n, hash, changes
+        from chain_heads as head
+        where chain = '{chain}' and (%(name)s::text is null or name = %(name)s::text)
+            and not exists (select from {chain} as change where change.{name} = head.name::{kind})
+        order by name
+        limit %(limit)s
+    """  # noqa: S608
+    return changes, lost
+
+
+# From account to account: of each, only the first of its many rows is read.
+_STRANGERS = """
+    with recursive walk as (
+        (select account_id from {table} where account_id > %(after)s order by account_id limit 1)
+        union all
+        select (select account_id from {table} as next where next.account_id > walk.account_id order by 1 limit 1)
+        from walk
+        where walk.account_id is not null
+    )
+    select account_id, exists (select from accounts where accounts.account_id = page.account_id) as known
+    from (select account_id from walk where account_id is not null limit %(limit)s) as page
+"""
+
+
 class AuditPostgresClient:
     """Implements `margin.ports.audit.HistoryAudit`; a user who may only read is enough."""
 
@@ -145,6 +223,18 @@ class AuditPostgresClient:
     async def close(self) -> None:
         """Close the kept connections."""
         await self._pool.close()
+
+    async def check(self) -> None:
+        """Raise when PostgreSQL cannot be used, or its schema is older than this release.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        (state,) = await self._pool.query("select to_regclass('chain_heads') is not null as migrated")
+        if not state["migrated"]:
+            message = "PostgreSQL has no schema of this release: migrate it, or start the engine of this release once."
+            raise PostgresUnavailableError(message)
 
     async def last_account(self) -> int:
         """Highest id of an account; 0 when there is none.
@@ -207,6 +297,44 @@ class AuditPostgresClient:
         parameters = {"account_id": after[0], "liquidation_id": after[1], "limit": limit}
         return [AuditedSettlement(**row) for row in await self._pool.query(_SETTLEMENTS, parameters)]
 
+    async def changes(
+        self, chain: ChangeChain, start: tuple[str, int] | None, limit: int, *, name: str | None = None
+    ) -> list[AuditedChange]:
+        """Read changes from a place (name, n) on, this one included, each with the head of its chain.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        statement, _ = _chained(chain)
+        start_name, start_n = start if start is not None else (None, None)
+        parameters = {"start_name": start_name, "start_n": start_n, "name": name, "limit": limit}
+        return [_audited_change(chain, row) for row in await self._pool.query(statement, parameters)]
+
+    async def lost_chains(self, chain: ChangeChain, limit: int, *, name: str | None = None) -> list[ChangeHead]:
+        """Heads of chains of which no change is left.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        _, statement = _chained(chain)
+        rows = await self._pool.query(statement, {"name": name, "limit": limit})
+        return [ChangeHead(**row) for row in rows]
+
+    async def strangers(self, table: str, after_account_id: int, limit: int) -> tuple[int | None, list[int]]:
+        """Accounts with rows in a table that have none in accounts, of so many that have some; where to go on.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        if table not in TABLES_OF_ACCOUNTS:
+            raise ValueError(table)
+        rows = await self._pool.query(_STRANGERS.format(table=table), {"after": after_account_id, "limit": limit})
+        last = rows[-1]["account_id"] if len(rows) == limit else None
+        return last, [row["account_id"] for row in rows if not row["known"]]
+
     async def ledger(self, after: tuple[int, int, int], total: Decimal, limit: int) -> LedgerPage:
         """Sum of ``total`` and the ledger lines behind a place, in the order of their primary key, exact.
 
@@ -238,6 +366,20 @@ def _audited_event(row: Row) -> AuditedEvent:
         trade=_json(row["trade"]) or {} if row["trade"] else None,
         liquidation=_json(row["liquidation"]) or {} if row["liquidation"] else None,
     )
+
+
+def _audited_change(chain: ChangeChain, row: Row) -> AuditedChange:
+    fields = json.loads(row["fields"])
+    change = Change(
+        name=row["chain_name"],
+        n=row["chain_n"],
+        fields={column: fields[column] for column in _CHAINED[chain]},
+        previous_hash=row["previous_hash"],
+        hash=row["hash"],
+    )
+    if row["head_n"] is None:
+        return AuditedChange(change, None)
+    return AuditedChange(change, ChangeHead(change.name, row["head_n"], row["head_hash"], row["head_changes"]))
 
 
 def _json(text: str) -> Any:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from margin.clients import keys
-from margin.clients.credentials import RedisCredentials
+from margin.clients.credentials import redis_logins
+from margin.clients.redis_connection import RotatingConnection, RotatingTlsConnection
+from margin.clients.tls import redis_tls
 from margin.errors import RedisRefusedError, RedisTimeoutError, RedisUnavailableError, StateNotLoadedError
 
 if TYPE_CHECKING:
@@ -228,13 +230,14 @@ def make_redis(settings: Settings, *, check_marker: bool = True) -> Redis:
             await connection.disconnect(nowait=True)
             raise
 
-    secured = bool(settings.redis_secret or settings.redis_password)
+    tls: dict[str, Any] = {"tls": redis_tls(settings.redis_ca)} if settings.redis_tls else {}
     pool = BlockingConnectionPool(
         host=settings.redis_host,
         port=settings.redis_port,
         db=settings.redis_db,
-        credential_provider=RedisCredentials(settings) if secured else None,
-        connection_class=SSLConnection if settings.redis_tls else Connection,
+        logins=redis_logins(settings),
+        connection_class=RotatingTlsConnection if settings.redis_tls else RotatingConnection,
+        **tls,
         max_connections=settings.redis_connections_max,
         timeout=settings.redis_timeout_s,
         socket_timeout=settings.redis_timeout_s,

@@ -41,6 +41,15 @@ for _, used in ipairs(commit.marks) do
   end
 end
 
+if commit.keys_max ~= '0' then
+  local made, wait_ms, counts, sixteenth = keys_made(account_id, commit.key_ttl_ms)
+  if commit.keys_max_binds and made >= tonumber(commit.keys_max) then
+    return {'TOO_MANY_KEYS', wait_ms}
+  end
+  redis.call('HINCRBY', counts, sixteenth, 1)
+  redis.call('PEXPIRE', counts, string.format('%.0f', math.ceil(tonumber(commit.key_ttl_ms) * 17 / 16)))
+end
+
 -- Whole numbers below 2^53 are exact in a double; opening refuses an epoch that could pass it.
 local event_id = string.format('%.0f', tonumber(commit.epoch) * 4294967296 + redis.call('INCR', key('event_seq')))
 

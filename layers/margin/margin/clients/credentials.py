@@ -1,102 +1,135 @@
 """Credentials of the stores: given, or read from Secrets Manager by name, or made by IAM.
 
-Secrets are read when a connection is made and kept for some minutes, so that a rotated one is picked up without a
-release. boto3 is Lambda's own and is imported only here, only when a secret or a token is asked for.
+All of them are asked for when a connection is made. What waits for Secrets Manager runs in a thread of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
-import threading
 from typing import TYPE_CHECKING, Any
 
-from redis.credentials import CredentialProvider
-
+from margin.clients.rotating_secret import making, rotating_secret
 from margin.errors import SecretUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from margin.config import Settings
 
-_TIMEOUT_S = 1
-_ATTEMPTS = 2
-_making = threading.Lock()
-"""Both stores ask at a cold start, each in its thread: boto3 makes one client at a time, and one is enough."""
+REFUSALS_MAX = 2
+"""How many other credentials one connection is tried with: what is current, then what is about to be."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Login:
+    """Who connects, and with what."""
+
+    username: str
+    password: str = dataclasses.field(repr=False)
+    secret: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
+
+
+class StoreLogins:
+    """Logins of one store.
+
+    Parameters
+    ----------
+    given : Login
+        That of the settings.
+    secret : str
+        Name of the secret that holds another; "" for none.
+    ttl_s : int
+        For how many seconds one from there is kept.
+    """
+
+    def __init__(self, given: Login, *, secret: str, ttl_s: int) -> None:
+        self._given = given
+        self._secret = rotating_secret(secret, ttl_s) if secret else None
+
+    def login(self) -> Login:
+        """Return the login for the next connection.
+
+        Raises
+        ------
+        SecretUnavailableError
+        """
+        return self._given if self._secret is None else self._login_of(self._secret.value())
+
+    async def next_login(self) -> Login:
+        """Return the same without holding up the event loop."""
+        return self._given if self._secret is None else await asyncio.to_thread(self.login)
+
+    async def login_instead_of(self, refused: Login, timeout_s: float) -> Login | None:
+        """Return another login than one that the store has refused: None where there is none, or none in time."""
+        if self._secret is None or refused.secret is None:
+            return None
+        try:
+            async with asyncio.timeout(timeout_s):
+                found = await asyncio.to_thread(self._secret.value_instead_of, refused.secret)
+        except (TimeoutError, SecretUnavailableError):
+            return None
+        return None if found is None else self._login_of(found)
+
+    def _login_of(self, secret: dict[str, Any]) -> Login:
+        if "password" not in secret:
+            message = "A secret of the engine holds no password."
+            raise SecretUnavailableError(message)
+        return Login(str(secret.get("username") or self._given.username), str(secret["password"]), secret)
+
+
+class PostgresLogins(StoreLogins):
+    """Logins of PostgreSQL: with an IAM token, with the secret's password, or with the one that was given."""
+
+    def __init__(self, settings: Settings) -> None:
+        given = Login(settings.postgres_user, settings.postgres_password)
+        secret = "" if settings.postgres_iam else settings.postgres_secret
+        super().__init__(given, secret=secret, ttl_s=settings.secret_ttl_s)
+        self._settings = settings
+
+    def login(self) -> Login:
+        """Return the login for the next connection.
+
+        Raises
+        ------
+        SecretUnavailableError
+        """
+        settings = self._settings
+        if not settings.postgres_iam:
+            return super().login()
+        # Signed here, with the function's own role: no call goes out. A token is good for 15 minutes, longer than it
+        # takes to connect.
+        with making:
+            rds = _rds()
+        token = rds.generate_db_auth_token(
+            DBHostname=settings.postgres_host, Port=settings.postgres_port, DBUsername=settings.postgres_user
+        )
+        return Login(settings.postgres_user, str(token))
+
+    async def next_login(self) -> Login:
+        """Return the same without holding up the event loop: what signs may first have to ask who it is."""
+        return await asyncio.to_thread(self.login) if self._settings.postgres_iam else await super().next_login()
+
+
+def secret_password(name: str) -> str:
+    """Read the password in a secret, now; "" where no secret is named.
+
+    Raises
+    ------
+    SecretUnavailableError
+    """
+    return StoreLogins(Login("", ""), secret=name, ttl_s=0).login().password if name else ""
+
+
+def redis_logins(settings: Settings) -> StoreLogins:
+    """Logins of Redis: with the secret's password, with the one that was given, or with none."""
+    given = Login(settings.redis_username, settings.redis_password)
+    return StoreLogins(given, secret=settings.redis_secret, ttl_s=settings.secret_ttl_s)
 
 
 @functools.cache
-def _secrets() -> Any:
-    from aws_lambda_powertools.utilities.parameters import SecretsProvider  # noqa: PLC0415
-    from botocore.config import Config  # noqa: PLC0415
+def _rds() -> Any:
+    import boto3  # noqa: PLC0415
 
-    bounded = Config(connect_timeout=_TIMEOUT_S, read_timeout=_TIMEOUT_S, retries={"total_max_attempts": _ATTEMPTS})
-    return SecretsProvider(boto_config=bounded)
-
-
-def read_secret(name: str, ttl_s: int) -> dict[str, Any]:
-    """Read a secret that holds a JSON object; a value younger than ``ttl_s`` seconds is taken from memory.
-
-    Raises
-    ------
-    SecretUnavailableError
-        Secrets Manager does not answer, does not know the secret, or it holds something else.
-    """
-    from aws_lambda_powertools.utilities.parameters.exceptions import (  # noqa: PLC0415
-        GetParameterError,
-        TransformParameterError,
-    )
-
-    with _making:
-        secrets = _secrets()
-    try:
-        secret = secrets.get(name, max_age=ttl_s, transform="json")
-    except (GetParameterError, TransformParameterError) as error:
-        message = "A secret of the engine cannot be read."
-        raise SecretUnavailableError(message) from error
-    if not isinstance(secret, dict):
-        message = "A secret of the engine does not hold a JSON object."
-        raise SecretUnavailableError(message)
-    return secret
-
-
-def postgres_password(settings: Settings) -> str:
-    """Password for the next connection to PostgreSQL: an IAM token, the secret's, or the one that was given.
-
-    Raises
-    ------
-    SecretUnavailableError
-    """
-    if settings.postgres_iam:
-        import boto3  # noqa: PLC0415
-
-        # Signed here, with the function's own role: no call goes out. A token is good for 15 minutes, longer than it
-        # takes to connect.
-        return str(
-            boto3.client("rds").generate_db_auth_token(
-                DBHostname=settings.postgres_host, Port=settings.postgres_port, DBUsername=settings.postgres_user
-            )
-        )
-    if settings.postgres_secret:
-        return str(read_secret(settings.postgres_secret, settings.secret_ttl_s)["password"])
-    return settings.postgres_password
-
-
-class RedisCredentials(CredentialProvider):
-    """Username and password for each new connection to Redis; none where none are configured."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """Return (password,) or (username, password), as the driver wants them."""
-        settings = self._settings
-        if not settings.redis_secret:
-            return (settings.redis_password,)
-        secret = read_secret(settings.redis_secret, settings.secret_ttl_s)
-        if secret.get("username"):
-            return str(secret["username"]), str(secret["password"])
-        return (str(secret["password"]),)
-
-    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        """Return the same without holding up the event loop."""
-        return await asyncio.to_thread(self.get_credentials)
+    return boto3.client("rds")

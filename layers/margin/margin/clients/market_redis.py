@@ -7,10 +7,12 @@ import itertools
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from margin.caller import NOBODY
 from margin.clients import keys
 from margin.clients.account_format import candidate_of, funding_of, mark_of
 from margin.clients.base_redis import BaseRedisClient, Script
 from margin.clients.instrument_json import parse_instrument
+from margin.clients.rate_limit_format import limits_text, require_unlimited
 from margin.domain.decimals import plain
 from margin.domain.mark_time import AHEAD_MAX_US, OlderPrice, future_timestamp, older_mark_price
 from margin.domain.market import Mark, Market
@@ -21,15 +23,22 @@ from margin.ports import MarkUpdate, SetAside
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from margin.caller import Caller
     from margin.domain.mark_jump import MarkCandidate
+    from margin.ports import RateLimit
 
 SYMBOLS_MAX = 1000
 
-_MARKET = ("mark_prices", "mark_stamps", "mark_times", "mark_sources", "mark_candidates", "instruments", "funding")
+_MARKET = (
+    *("mark_prices", "mark_stamps", "mark_times", "mark_sources", "mark_senders", "mark_candidates"),
+    *("instruments", "funding"),
+)
 
 _TRIGGERS_PER_PAGE = 200
 _MARKS = ("mark_prices", "mark_stamps", "mark_times", "mark_sources", "mark_candidates")
 """Hashes by symbol. What the last three hold stands beside the stamp that it belongs to, and counts beside no other."""
+_SENDERS = ("mark_senders", "mark_waiting_senders")
+"""Who sent them, in partition 0 alone: the first beside the stamp of a mark, the second beside when a price came."""
 
 _SET_MARKS = Script("set_marks")
 _ALIGN_WAITING = Script("align_waiting")
@@ -64,10 +73,21 @@ class _Answer(NamedTuple):
     crossings: tuple[int, list[str], list[str]]
 
 
-def _mark(price: str, stamp: str, kept_time: str | None, kept_source: str | None) -> Mark:
-    of, _, source = (kept_source or "").partition(":")
+def _mark(price: str, stamp: str, kept_time: str | None, kept_source: str | None, kept_sender: str | None) -> Mark:
     mark = mark_of(price, stamp, kept_time)
-    return dataclasses.replace(mark, source=source) if of == stamp else mark
+    of, _, source = (kept_source or "").partition(":")
+    if of == stamp:
+        mark = dataclasses.replace(mark, source=source)
+    of, _, sender = (kept_sender or "").partition(":")
+    if of == stamp:
+        source_ip, _, subject = sender.partition(" ")
+        mark = dataclasses.replace(mark, subject=subject or None, source_ip=source_ip or None)
+    return mark
+
+
+def _sender(caller: Caller) -> str:
+    known = caller.source_ip is not None or caller.subject is not None
+    return f"{caller.source_ip or ''} {caller.subject or ''}" if known else ""
 
 
 class MarketRedisClient(BaseRedisClient):
@@ -101,7 +121,7 @@ class MarketRedisClient(BaseRedisClient):
     ) -> tuple[Market, dict[str, MarkCandidate], dict[str, str]]:
         """Read the market, what waits beside its marks, and that as it is written."""
         read = await self.twice(lambda redis: self._read_market(redis, partition))
-        prices, stamps, times, sources, candidates, instruments, funding, marker, (now_s, now_us) = read
+        prices, stamps, times, sources, senders, candidates, instruments, funding, marker, (now_s, now_us) = read
         if has_to_be_open:
             self.require_loaded(*marker)
         rules = {symbol: parse_instrument(text) for symbol, text in instruments.items()}
@@ -109,7 +129,7 @@ class MarketRedisClient(BaseRedisClient):
         waiting = {symbol: candidate for symbol, candidate in found.items() if candidate is not None}
         market = Market(
             {
-                symbol: _mark(price, stamps[symbol], times.get(symbol), sources.get(symbol))
+                symbol: _mark(price, stamps[symbol], times.get(symbol), sources.get(symbol), senders.get(symbol))
                 for symbol, price in prices.items()
             },
             {symbol: in_force for symbol, (in_force, _) in rules.items()},
@@ -127,6 +147,8 @@ class MarketRedisClient(BaseRedisClient):
         crossed_max: int,
         observed_us: Mapping[str, int] | None = None,
         sources: Mapping[str, str] | None = None,
+        caller: Caller = NOBODY,
+        limits: Sequence[RateLimit] = (),
     ) -> list[MarkUpdate]:
         """Store mark prices, partition 0 first: it stamps them, the others apply only what is newer.
 
@@ -145,6 +167,10 @@ class MarketRedisClient(BaseRedisClient):
             are of now.
         sources : mapping of str to str, optional
             Where a price is from, as its sender says, by symbol.
+        caller : Caller
+            Who sends them.
+        limits : sequence of RateLimit
+            How often this may be done; partition 0 counts.
 
         Returns
         -------
@@ -160,6 +186,8 @@ class MarketRedisClient(BaseRedisClient):
         OutcomeUnknownError
             The prices may be stored, in some partitions or in all. The same call again is accepted as long as no later
             price came in between; the scan brings partitions in line.
+        RateLimitedError
+            None was stored.
         StateNotLoadedError, RedisUnavailableError
         """
         await self.freshen()
@@ -168,7 +196,7 @@ class MarketRedisClient(BaseRedisClient):
             symbol: _Placed(plain(price), "", str(said.get(symbol, "")), origins.get(symbol, ""), "")
             for symbol, price in prices.items()
         }
-        judged = {answer.symbol: answer for answer in await self._set_marks(0, crossed_max, sent)}
+        judged = {answer.symbol: answer for answer in await self._set_marks(0, crossed_max, sent, caller, limits)}
         found = {symbol: [answer.crossings] for symbol, answer in judged.items()}
         placed = {symbol: answer.placed for symbol, answer in judged.items()}
         for partition in range(1, self.partitions):
@@ -238,7 +266,7 @@ class MarketRedisClient(BaseRedisClient):
 
     async def forget_marks(self, partition: int) -> None:
         """Drop the marks of a partition, which is closed, and its funding."""
-        names = [self.key(partition, name) for name in (*_MARKS, "funding")]
+        names = [self.key(partition, name) for name in (*_MARKS, *_SENDERS, "funding")]
         await self.twice(lambda redis: redis.delete(*names))
 
     async def sweep_triggers(self, partition: int) -> int:
@@ -251,19 +279,27 @@ class MarketRedisClient(BaseRedisClient):
                 removed += await self._sweep_side(marker, index, symbol, str(side))
         return removed
 
-    async def _set_marks(self, partition: int, crossed_max: int, placed: Mapping[str, _Placed]) -> list[_Answer]:
+    async def _set_marks(
+        self,
+        partition: int,
+        crossed_max: int,
+        placed: Mapping[str, _Placed],
+        caller: Caller = NOBODY,
+        limits: Sequence[RateLimit] = (),
+    ) -> list[_Answer]:
         """Store prices in one partition; what it made of each, and whom it crosses."""
         fields = [field for symbol, mark in placed.items() for field in (symbol, *mark)]
-        limits = (crossed_max, SYMBOLS_MAX, AHEAD_MAX_US)
+        terms = (crossed_max, SYMBOLS_MAX, AHEAD_MAX_US, _sender(caller), limits_text(limits))
         reply: list[Any]
         try:
-            outcome, *reply = await self.run(_SET_MARKS, partition, self.partitions, *limits, *fields)
+            outcome, *reply = await self.run(_SET_MARKS, partition, self.partitions, *terms, *fields)
         except RedisUnavailableError as error:
             # A refusal of partition 0 is before anything is stored; otherwise the reply alone may be what was lost.
             if partition == 0 and isinstance(error, RedisRefusedError):
                 raise
             message = f"{error.detail} The price may be stored all the same: send the present one."
             raise OutcomeUnknownError(message) from error
+        require_unlimited([outcome, *reply])
         if outcome == "AHEAD":
             symbol, time, now = reply
             raise future_timestamp(symbol, int(time), int(now))

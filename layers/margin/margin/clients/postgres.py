@@ -25,6 +25,7 @@ from margin.ports.queries import LiquidationPage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from margin.caller import Caller
     from margin.config import Settings
     from margin.ports.opening import OpeningRecord
     from margin.ports.queries import LiquidationQuery, MarkSampleQuery, TradeQuery
@@ -109,24 +110,27 @@ _RECENT_ACCOUNTS = """
 _SAVE_MARKS = """
     with given as (
         select *
-        from unnest(%(symbols)s::text[], %(prices)s::numeric[], %(stamps)s::bigint[], %(sources)s::text[])
-            as given (symbol, price, stamp_us, source)
+        from unnest(
+            %(symbols)s::text[], %(prices)s::numeric[], %(stamps)s::bigint[], %(sources)s::text[],
+            %(subjects)s::text[], %(source_ips)s::text[]
+        ) as given (symbol, price, stamp_us, source, subject, source_ip)
         order by symbol
     ), sampled as (
-        insert into mark_price_samples (symbol, at, price, source)
-        select symbol, timestamptz 'epoch' + stamp_us * interval '1 microsecond', price, source
+        insert into mark_price_samples (symbol, at, price, source, subject, source_ip)
+        select symbol, timestamptz 'epoch' + stamp_us * interval '1 microsecond', price, source, subject, source_ip
         from given
         where not exists (
             select
             from (
-                select samples.price, samples.source
+                select samples.price, samples.source, samples.subject, samples.source_ip
                 from mark_price_samples as samples
                 where samples.symbol = given.symbol
                     and samples.at < timestamptz 'epoch' + given.stamp_us * interval '1 microsecond'
                 order by samples.at desc
                 limit 1
             ) as last
-            where last.price = given.price and last.source is not distinct from given.source
+            where last.price = given.price and (last.source, last.subject, last.source_ip)
+                is not distinct from (given.source, given.subject, given.source_ip)
         )
         on conflict (symbol, at) do nothing
     )
@@ -160,8 +164,15 @@ _SAMPLES = """
     limit %(limit)s
 """
 _RECORD_OPENING = """
-    insert into openings (epoch, partition, partitions, run_id, accounts, loaded)
-    values (%(epoch)s, %(partition)s, %(partitions)s, %(run_id)s, %(accounts)s, %(loaded)s)
+    insert into openings (epoch, partition, partitions, run_id, accounts, loaded, subject, source_ip)
+    values (
+        %(epoch)s, %(partition)s, %(partitions)s, %(run_id)s, %(accounts)s, %(loaded)s, %(subject)s::text,
+        %(source_ip)s::text
+    )
+"""
+_RECORD_REBUILD = """
+    insert into account_rebuilds (account_id, dropped, restored, subject, source_ip)
+    values (%(account_id)s, %(dropped)s, %(restored)s, %(subject)s::text, %(source_ip)s::text)
 """
 _LEDGER_SUMS = """
     select ledger_account, sum(amount) as amount
@@ -311,6 +322,8 @@ class PostgresClient:
                 "prices": [marks[symbol].price for symbol in symbols],
                 "stamps": [marks[symbol].stamp_us for symbol in symbols],
                 "sources": [marks[symbol].source for symbol in symbols],
+                "subjects": [marks[symbol].subject for symbol in symbols],
+                "source_ips": [marks[symbol].source_ip for symbol in symbols],
             },
         )
 
@@ -353,6 +366,22 @@ class PostgresClient:
     async def record_opening(self, record: OpeningRecord) -> None:
         """Remember that a partition was opened."""
         await self._pool.query(_RECORD_OPENING, dataclasses.asdict(record))
+
+    async def record_rebuild(self, account_id: int, dropped: str, restored: str, caller: Caller) -> None:
+        """Remember that an account in Redis was made anew: the version that was there, the one that is, and for whom.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        parameters = {
+            "account_id": account_id,
+            "dropped": dropped,
+            "restored": restored,
+            "subject": caller.subject,
+            "source_ip": caller.source_ip,
+        }
+        await self._pool.query(_RECORD_REBUILD, parameters)
 
     async def opening_basis(self, partition: int, partitions: int) -> int:
         """Epoch of the last opening of a partition, or of any in another number of partitions; 0 before the first."""

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.rows import dict_row
 
-from margin.clients.credentials import postgres_password
+from margin.clients.credentials import REFUSALS_MAX, PostgresLogins
+from margin.clients.tls import postgres_tls
 from margin.errors import PostgresUnavailableError
 
 if TYPE_CHECKING:
+    from margin.clients.credentials import Login
     from margin.config import Settings
 
 Connection = psycopg.AsyncConnection[dict[str, Any]]
@@ -47,6 +49,7 @@ class PostgresPool:
     def __init__(self, settings: Settings) -> None:
         self.connect_timeout_s = settings.postgres_connect_timeout_s
         self._settings = settings
+        self._logins = PostgresLogins(settings)
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(settings.postgres_connections_max)
 
@@ -89,19 +92,40 @@ class PostgresPool:
     async def connect(self, until_s: float) -> Connection:
         """Open a connection until a moment of the event loop's clock.
 
+        Where the server refuses the login, with another one, if there is one by then: passwords are exchanged while
+        the engine runs.
+
         Raises
         ------
         PostgresUnavailableError
+        SecretUnavailableError
+            The login cannot be read.
         """
+        loop = asyncio.get_running_loop()
+        login: Login | None = await self._logins.next_login()
+        refused: Exception | None = None
+        for _ in range(1 + REFUSALS_MAX):
+            if login is None:
+                break
+            try:
+                return await asyncio.wait_for(self._open(login), until_s - loop.time())
+            except (psycopg.Error, TimeoutError, OSError) as error:
+                refused = error
+                if not _may_be_the_password(error):
+                    break
+            login = await self._logins.login_instead_of(login, until_s - loop.time())
+        message = _READ_ONLY if any(sign in str(refused) for sign in _READ_ONLY_SIGNS) else _UNAVAILABLE
+        raise PostgresUnavailableError(message) from refused
+
+    async def _open(self, login: Login) -> Connection:
         settings = self._settings
-        password = await asyncio.to_thread(postgres_password, settings) if _is_asked_for(settings) else None
-        connecting = psycopg.AsyncConnection.connect(
+        return await psycopg.AsyncConnection.connect(
             host=settings.postgres_host,
             port=settings.postgres_port,
-            user=settings.postgres_user,
-            password=password or settings.postgres_password or None,
+            user=login.username,
+            password=login.password or None,
             dbname=settings.postgres_database,
-            sslmode=settings.postgres_sslmode,
+            **postgres_tls(settings),
             application_name=settings.app_name,
             autocommit=True,
             # A server that does not write must not be found out by the append, when Redis has the event already. From
@@ -110,11 +134,6 @@ class PostgresPool:
             prepare_threshold=None,
             row_factory=dict_row,
         )
-        try:
-            return await asyncio.wait_for(connecting, until_s - asyncio.get_running_loop().time())
-        except (psycopg.Error, TimeoutError, OSError) as error:
-            message = _READ_ONLY if any(sign in str(error) for sign in _READ_ONLY_SIGNS) else _UNAVAILABLE
-            raise PostgresUnavailableError(message) from error
 
     async def execute(self, connection: Connection, query: str, parameters: Parameters) -> list[Row]:
         """Execute one statement in one round trip, within the deadline."""
@@ -151,9 +170,15 @@ class PostgresPool:
             self._idle.append(connection)
 
 
-def _is_asked_for(settings: Settings) -> bool:
-    """Whether the password is to be read elsewhere, which must not hold up the event loop."""
-    return settings.postgres_iam or bool(settings.postgres_secret)
+def _may_be_the_password(error: Exception) -> bool:
+    """Whether the server gave up after it had asked for a password.
+
+    It says why in its own language alone: the driver hands on no code of an error before there is a session. To take
+    another refusal for this one costs two calls to Secrets Manager, and those are bounded.
+    """
+    if not isinstance(error, psycopg.OperationalError) or error.pgconn is None:
+        return False
+    return error.pgconn.used_password and not any(sign in str(error) for sign in _READ_ONLY_SIGNS)
 
 
 def _hang_up(connection: Connection) -> None:

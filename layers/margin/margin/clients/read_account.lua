@@ -1,8 +1,13 @@
 -- Step 1 of the write path, and every read of one account.
--- ARGV: partitions, account id, a symbol beside those of the positions ('' for none), idempotency key ('' for none)
+-- ARGV: partitions, account id, a symbol beside those of the positions ('' for none), idempotency key ('' for none), limits of
+-- requests
 local problem = not_loaded(ARGV[1], '')
 if problem then
   return {'NOT_LOADED', problem}
+end
+local limited = over_limit(ARGV[5])
+if limited then
+  return limited
 end
 local account_id, wanted, idempotency_key = ARGV[2], ARGV[3], ARGV[4]
 

@@ -1,6 +1,6 @@
 -- Stores mark prices and answers, in the same step, whose triggers they cross: no commit can slip in between.
--- ARGV: partitions, how many crossed accounts to name, most symbols, by how many microseconds a sender's clock may be ahead, then symbol,
--- price, stamp, time, source, what waits to be confirmed in turn ('' for no source, and where nothing waits). Where the stamp is '' this
+-- ARGV: partitions, how many crossed accounts to name, most symbols, by how many microseconds a sender's clock may be ahead, who sends them
+-- (address, space, subject; '' where nobody knows), limits of requests, then symbol, price, stamp, time, source, what waits to be confirmed in turn ('' for no source, and where nothing waits). Where the stamp is '' this
 -- partition stamps, and judges the time that the sender says ('' for none, which is now) and how far the price moves; else all of them are what
 -- partition 0 made of them, with '' for the price where only what waits is another.
 -- Answers {'OK'}, then of each symbol the same six, and: the mark in force, how far a price may move from it ('' where the one that was sent was
@@ -9,14 +9,19 @@ local problem = not_loaded(ARGV[1], '')
 if problem then
   return {'NOT_LOADED', problem}
 end
+local limited = over_limit(ARGV[6])
+if limited then
+  return limited
+end
 local named_max, symbols_max, ahead_max = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local sender = ARGV[5]
 local now_text = now_us()
 local now = tonumber(now_text)
 -- Without a timestamp a message that is sent twice looks like two; for so long the second one of the same price confirms nothing.
 local repeated_within = 1000000
 
 local new, older = 0, {}
-for i = 5, #ARGV, 6 do
+for i = 7, #ARGV, 6 do
   local symbol, time = ARGV[i], tonumber(ARGV[i + 3])
   if redis.call('HEXISTS', key('mark_prices'), symbol) == 0 then
     new = new + 1
@@ -108,7 +113,7 @@ local function judge(one, mark, waiting, jump_max)
     return one, is_beyond(waiting, one, jump_max) and waiting or nil, false
   end
   -- A mark is never from before the one that it replaces.
-  local nearer = {price = waiting.price, time = waiting.time, source = waiting.source}
+  local nearer = {price = waiting.price, time = waiting.time, source = waiting.source, came = waiting.came}
   if mark.time and tonumber(mark.time) > tonumber(nearer.time) then
     nearer.time = mark.time
   end
@@ -135,6 +140,21 @@ local function store(symbol, one, stamp)
   end
 end
 
+-- Remembers who sent a mark, beside its stamp, and who sent what waits, beside when it came. For history alone, so this partition suffices.
+local function keep_senders(symbol, one, in_force, waiting, stamp)
+  local of_mark = sender
+  if in_force and in_force ~= one then
+    local came, kept = string.match(text(redis.call('HGET', key('mark_waiting_senders'), symbol)), '^(%d+):(.*)$')
+    of_mark = came == in_force.came and kept or ''
+  end
+  if in_force and of_mark ~= '' then
+    redis.call('HSET', key('mark_senders'), symbol, stamp .. ':' .. of_mark)
+  end
+  if waiting == one and sender ~= '' then
+    redis.call('HSET', key('mark_waiting_senders'), symbol, one.came .. ':' .. sender)
+  end
+end
+
 -- Judges a price that was sent, and does what comes of it.
 local function judge_and_store(symbol, price, time, source)
   local stored = redis.call('HGET', key('mark_stamps'), symbol) or '0'
@@ -152,6 +172,7 @@ local function judge_and_store(symbol, price, time, source)
     stamp = string.format('%.0f', math.max(tonumber(stored) + 1, now))
     store(symbol, in_force, stamp)
   end
+  keep_senders(symbol, one, in_force, waiting, stamp)
   local written = write(waiting, stamp)
   keep_waiting(symbol, written)
   return {symbol, mark.price, stamp, mark.time, mark.source, written, in_force and mark.price or mark_price, is_aside and jump_max or ''}
@@ -173,7 +194,7 @@ local function apply(symbol, price, stamp, time, source, written)
 end
 
 local answers = {'OK'}
-for i = 5, #ARGV, 6 do
+for i = 7, #ARGV, 6 do
   local symbol, price, stamp, time, source = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
   if stamp == '' then
     answers[#answers + 1] = judge_and_store(symbol, price, time, source)

@@ -66,7 +66,14 @@ class _Range:
         """Describe it for the API document."""
         return WithJsonSchema(
             {
-                "anyOf": [{"type": "number"}, {"type": "string", "pattern": DECIMAL_PATTERN}],
+                "anyOf": [
+                    {
+                        "type": "number",
+                        "minimum" if self.has_least else "exclusiveMinimum": int(self.least),
+                        "maximum" if self.has_most else "exclusiveMaximum": int(self.most),
+                    },
+                    {"type": "string", "pattern": DECIMAL_PATTERN, "maxLength": _TEXT_LENGTH_MAX},
+                ],
                 "description": f"{self.what}: {self.limits}, with at most {DECIMALS} decimals; a number or a string.",
                 "examples": list(examples),
             }

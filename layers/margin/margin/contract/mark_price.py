@@ -52,8 +52,9 @@ class MarkPricesRequest(Request):
 
     prices: Annotated[
         list[MarkPriceRequest],
-        AfterValidator(_each_symbol_once),
+        # The bound first: what is too long is not looked at item by item.
         Field(min_length=1, max_length=SYMBOLS_PER_CALL_MAX, description="Each symbol at most once."),
+        AfterValidator(_each_symbol_once),
     ]
 
 

@@ -103,8 +103,9 @@ class ShockRequest(Request):
     ]
     moves: Annotated[
         list[SymbolMove],
-        AfterValidator(_each_symbol_once),
+        # The bound first: what is too long is not looked at item by item.
         Field(min_length=1, max_length=MOVES_MAX, description="Each symbol at most once."),
+        AfterValidator(_each_symbol_once),
     ]
 
 
@@ -131,8 +132,9 @@ class ShocksRequest(Request):
 
     shocks: Annotated[
         list[ShockRequest],
-        AfterValidator(_each_name_once),
+        # The bound first: what is too long is not looked at item by item.
         Field(min_length=1, max_length=SHOCKS_MAX, description="Each under a name of its own."),
+        AfterValidator(_each_name_once),
     ]
 
     def of_the_service(self) -> list[Shock]:

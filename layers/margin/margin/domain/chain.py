@@ -41,11 +41,16 @@ _EXPONENT_MAX = 100
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Something that is not as it must be: ``what`` is a sentence, the others what should be and what is there."""
+    """Something that is not as it must be: ``what`` is a sentence, the others what should be and what is there.
+
+    ``n`` and ``event_id`` are of the event that it is about, None where there is none.
+    """
 
     what: str
     expected: str
     found: str
+    n: int | None = None
+    event_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,8 @@ class Mark:
         When it was observed, as its sender says; None when that is not known.
     source : str or None
         Where it is from, as its sender says; None when that is not known. Nothing is decided by it.
+    subject, source_ip : str or None
+        Who sent it, and from which address; None when that is not known. Nothing is decided by it.
 
     Raises
     ------
@@ -46,6 +48,8 @@ class Mark:
     stamp_us: int
     observed_us: int | None = None
     source: str | None = None
+    subject: str | None = None
+    source_ip: str | None = None
 
     def __post_init__(self) -> None:
         if not (self.price.is_finite() and self.price > 0):

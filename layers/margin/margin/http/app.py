@@ -11,8 +11,18 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from margin.caller import Caller, caller_of
-from margin.errors import InvalidRequestError, MarginError, UnavailableError
+from margin.caller import ACCOUNTS_MAX, Caller
+from margin.errors import (
+    ForbiddenError,
+    InvalidRequestError,
+    MarginError,
+    RateLimitedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from margin.http.access import ForeignAccountError
+from margin.http.authentication import Authenticator, authenticated, by_gateway, present_caller, source_ip
+from margin.http.docs import DOCS_PATH, DOCUMENT_PATH, docs_page, document
 from margin.http.problem import (
     FieldError,
     InternalError,
@@ -23,7 +33,7 @@ from margin.http.problem import (
     problem_response,
     request_id,
 )
-from margin.http.route import ExactRoute
+from margin.http.route import SECURITY_SCHEME, ExactRoute
 from margin.http.wire import Answer
 from margin.observability import MetricName, count, logger
 
@@ -50,6 +60,26 @@ _MESSAGES = {
 }
 
 
+# Answers are data for programs: a browser that is tricked into showing one must not run, frame, keep or guess anything.
+_SECURITY_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Strict-Transport-Security": "max-age=63072000",
+    "X-Content-Type-Options": "nosniff",
+}
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "JWT",
+    "description": (
+        "An access token of the deployment's issuer. An operation names the scopes of which the token needs one. The "
+        f"claim `account_ids` says for which accounts it is: at most {ACCOUNTS_MAX} numbers between spaces, or `*` for "
+        "all. Another's account is answered as one that does not exist."
+    ),
+}
+
+
 def _operation_id(route: APIRoute) -> str:
     return route.name
 
@@ -61,12 +91,9 @@ class Router(APIRouter):
         super().__init__(route_class=ExactRoute, generate_unique_id_function=_operation_id, **options)
 
 
-async def caller(request: HttpRequest) -> Caller:
-    """Return who sent the request: from the gateway's event, or from the socket where there is no gateway."""
-    event = request.scope.get("aws.event")
-    if event is not None:
-        return caller_of(event)
-    return Caller(subject=None, source_ip=request.client.host if request.client else None)
+async def caller() -> Caller:
+    """Return who sent the request."""
+    return present_caller.get()
 
 
 CallerOf = Annotated[Caller, Depends(caller)]
@@ -79,10 +106,18 @@ class _Application(FastAPI):
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas |= {**schema.pop("$defs", {}), "Problem": schema}
+            document["components"]["securitySchemes"] = {SECURITY_SCHEME: _BEARER}
         return super().openapi()
 
 
-def create_app(*routers: APIRouter, title: str, version: str, description: str, docs: bool = False) -> FastAPI:
+def create_app(
+    *routers: APIRouter,
+    title: str,
+    version: str,
+    description: str,
+    docs: bool = False,
+    authenticate: Authenticator | None = None,
+) -> FastAPI:
     """Make the application of one function, or of several at once for the local server.
 
     Parameters
@@ -93,6 +128,8 @@ def create_app(*routers: APIRouter, title: str, version: str, description: str, 
         Head of the API document.
     docs : bool
         Serve the API document and its pages (/openapi.json, /docs).
+    authenticate : Authenticator or None
+        Says who sent a request; by default the gateway does, as `margin.lambda_entry.http_handler` sets it up.
 
     Raises
     ------
@@ -105,13 +142,14 @@ def create_app(*routers: APIRouter, title: str, version: str, description: str, 
         title=title,
         version=version,
         description=description,
-        openapi_url="/openapi.json" if docs else None,
-        docs_url="/docs" if docs else None,
+        openapi_url=None,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         generate_unique_id_function=_operation_id,
     )
+    app.state.authenticate = authenticate or by_gateway()
     app.state.routes = []
     names: set[str] = set()
     for router in routers:
@@ -128,6 +166,9 @@ def create_app(*routers: APIRouter, title: str, version: str, description: str, 
             names.add(route.name)
             app.state.routes.append(route)
         app.include_router(router)
+    if docs:
+        app.add_route(DOCUMENT_PATH, authenticated(document), methods=["GET"], include_in_schema=False)
+        app.add_route(DOCS_PATH, authenticated(docs_page), methods=["GET"], include_in_schema=False)
     app.add_middleware(_Outermost)
     app.exception_handler(MarginError)(_on_margin_error)
     app.exception_handler(RequestValidationError)(_on_invalid_request)
@@ -139,6 +180,14 @@ async def _on_margin_error(request: HttpRequest, error: MarginError) -> Response
     if isinstance(error, UnavailableError):
         count(MetricName.STORE_UNAVAILABLE)
         logger.warning("unavailable", code=error.code)
+    elif isinstance(error, UnauthenticatedError | ForbiddenError | ForeignAccountError):
+        count(MetricName.ACCESS_REFUSED)
+        operation = getattr(request.scope.get("route"), "name", None)
+        address = source_ip(request)
+        logger.warning("access_refused", code=error.code, detail=error.detail, operation=operation, source_ip=address)
+    elif isinstance(error, RateLimitedError):
+        count(MetricName.REQUESTS_LIMITED)
+        logger.info("rate_limited", detail=error.detail)
     elif error.status >= InternalError.status:
         raise error
     return problem_response(error, request.scope)
@@ -173,7 +222,7 @@ async def _on_http_exception(request: HttpRequest, error: HTTPException) -> Resp
 
 
 class _Outermost:
-    """Puts the request id on every answer, and answers 500 for an error that nobody foresaw."""
+    """Puts the request id and the headers for browsers on every answer, and answers 500 for an unforeseen error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -188,7 +237,10 @@ class _Outermost:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id(scope)
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id(scope)
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:

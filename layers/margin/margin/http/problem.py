@@ -20,8 +20,10 @@ from margin.errors import (
     MarginError,
     OutcomeUnknownError,
     PostgresUnavailableError,
+    RateLimitedError,
     RedisUnavailableError,
     StateNotLoadedError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from margin.exact_json import shown_name
@@ -40,6 +42,7 @@ WRITE_PROBLEMS = (
     IdempotencyKeyReusedError,
     ContentionError,
     HistoryForkError,
+    RateLimitedError,
     *STORE_PROBLEMS,
     OutcomeUnknownError,
 )
@@ -144,8 +147,10 @@ def problem_response(
         errors=list(errors[:ERRORS_MAX]) if len(errors) > 1 else None,
     )
     extra = {"X-Request-Id": identity, **(headers or {})}
-    if isinstance(error, UnavailableError):
+    if isinstance(error, UnavailableError | RateLimitedError):
         extra["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, UnauthenticatedError):
+        extra["WWW-Authenticate"] = "Bearer"
     return Response(
         problem.model_dump_json(exclude_none=True), status_code=error.status, media_type=MEDIA_TYPE, headers=extra
     )
@@ -176,8 +181,10 @@ def problems(*errors: type[MarginError]) -> dict[int | str, dict[str, Any]]:
                 "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
             },
         )
-        if issubclass(error, UnavailableError):
+        if issubclass(error, UnavailableError | RateLimitedError):
             response["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+        if issubclass(error, UnauthenticatedError):
+            response["headers"] = {"WWW-Authenticate": {"schema": {"type": "string", "enum": ["Bearer"]}}}
         response["content"][MEDIA_TYPE]["examples"][error.code] = {"summary": error.title, "value": _example(error)}
     return by_status
 

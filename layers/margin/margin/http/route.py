@@ -2,7 +2,7 @@
 
 FastAPI reads bodies with Python's JSON parser and ignores query parameters it does not know: neither is right for
 money. `ExactRoute` bounds the body, wants JSON and says so, parses it exactly, and refuses what would be silently
-ignored.
+ignored. First of all it asks who sent the request and whether they may: see `margin.http.access`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from fastapi import Response
 from fastapi.routing import APIRoute
 
 from margin import exact_json
-from margin.errors import InvalidRequestError
+from margin.errors import ForbiddenError, InvalidRequestError, UnauthenticatedError, UnknownAccountError
+from margin.http.access import Reach, access_of, guarding_accounts
+from margin.http.authentication import present_caller
 from margin.http.problem import BodyTooLargeError, UnsupportedMediaTypeError, problems
+from margin.observability import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 BODY_BYTES_MAX = 256 * 1024
 """Room for the longest request that there is, ten shocks of a hundred symbols each, however a program indents it."""
+
+
+SECURITY_SCHEME = "token"
 
 
 class _ExactRequest(HttpRequest):
@@ -44,8 +50,15 @@ class ExactRoute(APIRoute):
     """A route that takes JSON exactly, and no more than its endpoint names."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        super().__init__(path, endpoint, **options)
+        self.access = access_of(endpoint)
+        if not self.access.is_open:
+            options["openapi_extra"] = {"security": [{SECURITY_SCHEME: [scope]} for scope in self.access.scopes]}
+        super().__init__(path, guarding_accounts(endpoint, self.access, present_caller.get), **options)
         documented = problems(InvalidRequestError)
+        if not self.access.is_open:
+            documented |= problems(UnauthenticatedError, ForbiddenError)
+        if self.access.reach is Reach.ACCOUNT:
+            documented |= problems(UnknownAccountError)
         if self.body_field is not None:
             documented |= problems(BodyTooLargeError, UnsupportedMediaTypeError)
         self.responses = dict(sorted((documented | self.responses).items(), key=lambda item: str(item[0])))
@@ -57,7 +70,14 @@ class ExactRoute(APIRoute):
         query_names = frozenset(_names(self.dependant, "query_params"))
         header_names = tuple(_names(self.dependant, "header_params"))
 
+        access = self.access
+
         async def exact(request: HttpRequest) -> Response:
+            if not access.is_open:
+                caller = await request.app.state.authenticate(request)
+                logger.thread_safe_append_keys(subject=caller.subject, source_ip=caller.source_ip)
+                access.require_scope(caller)
+                present_caller.set(caller)
             _check_query(request, query_names)
             _check_headers(request, header_names)
             parsed = _ExactRequest(request.scope, request.receive)
@@ -65,7 +85,7 @@ class ExactRoute(APIRoute):
                 parsed._raw = await _bounded_body(request)  # noqa: SLF001
                 if parsed._raw:  # noqa: SLF001
                     _check_content_type(request)
-                    parsed._value = exact_json.loads(parsed._raw)  # noqa: SLF001
+                    parsed._value = _json_object(parsed._raw)  # noqa: SLF001
             return await handler(parsed)
 
         return exact
@@ -109,6 +129,15 @@ async def _bounded_body(request: HttpRequest) -> bytes:
             raise BodyTooLargeError(message)
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _json_object(raw: bytes) -> dict[str, Any]:
+    value = exact_json.loads(raw)
+    if not isinstance(value, dict):
+        # FastAPI takes fields from attributes too: a Decimal has none, and passes for an object without any field.
+        message = "body: must be a JSON object."
+        raise InvalidRequestError(message, "body")
+    return value
 
 
 def _check_content_type(request: HttpRequest) -> None:

@@ -134,11 +134,14 @@ def _account_id(value: Any) -> int:
     return value
 
 
+ACCOUNT_NUMBER = PlainValidator(_account_id)
+"""In the type of every field that names an account: `margin.http.access` looks for it."""
+
 _ACCOUNT_ID_NUMBER: dict[str, Any] = {"type": "integer", "format": "int64", "minimum": 1, "maximum": ACCOUNT_ID_MAX}
 
 AccountId = Annotated[
     int,
-    PlainValidator(_account_id),
+    ACCOUNT_NUMBER,
     WithJsonSchema(
         {
             # No maximum here: the document's generator would write it as a float, which is a wrong number.
@@ -154,13 +157,13 @@ AccountId = Annotated[
 AccountIdPath = Annotated[
     int,
     Path(description="The account.", examples=[1]),
-    PlainValidator(_account_id),
+    ACCOUNT_NUMBER,
     WithJsonSchema(_ACCOUNT_ID_NUMBER),
 ]
 AccountIdQuery = Annotated[
     int,
     Query(description="Only this account.", examples=[1]),
-    PlainValidator(_account_id),
+    ACCOUNT_NUMBER,
     WithJsonSchema(_ACCOUNT_ID_NUMBER),
 ]
 

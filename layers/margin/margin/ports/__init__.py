@@ -9,10 +9,13 @@ import dataclasses
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from margin.caller import NOBODY
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from decimal import Decimal
 
+    from margin.caller import Caller
     from margin.domain.account import Account
     from margin.domain.event import Event, StoredEvent
     from margin.domain.mark_jump import MarkCandidate
@@ -51,6 +54,15 @@ class AccountView:
     replay: StoredResult | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most ``burst`` requests at once under a name, and ``per_s`` a second on average."""
+
+    name: str
+    per_s: int
+    burst: int
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """One event of one account, and everything that must still be as it was when the event was decided.
@@ -58,7 +70,8 @@ class Commit:
     ``instrument_versions`` are as `Market.instrument_version` names them, ``funding`` how many payments of each symbol
     were taken into account, ``waiting`` what waited to be confirmed beside ``marks``. ``wants_pending``: whether the
     reply is to bring the account's pending events; it does so anyhow while one of them waits that history has to
-    acknowledge.
+    acknowledge. ``keys_max``: how many keys of as long a life the account may have, this one included,
+    unless it does not bind this one, which counts all the same; 0 for any number.
     """
 
     event: Event
@@ -79,6 +92,8 @@ class Commit:
     warnings: Mapping[str, Trigger] = dataclasses.field(default_factory=dict)
     warned: bool = False
     wants_pending: bool = True
+    keys_max: int = 0
+    keys_max_binds: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -237,8 +252,10 @@ class AccountStore(Protocol):
     def partitions(self) -> int:
         """Number of partitions."""
 
-    async def read(self, account_id: int, *, symbol: str = "", key: str = "") -> AccountView:
-        """Read one account and what concerns it, in one round trip."""
+    async def read(
+        self, account_id: int, *, symbol: str = "", key: str = "", limits: Sequence[RateLimit] = ()
+    ) -> AccountView:
+        """Read one account and what concerns it, in one round trip, if no limit forbids the request."""
 
     async def commit(self, commit: Commit) -> CommitReply:
         """Write one event, all or nothing, in one round trip."""
@@ -361,6 +378,8 @@ class MarketStore(Protocol):
         crossed_max: int,
         observed_us: Mapping[str, int] | None = None,
         sources: Mapping[str, str] | None = None,
+        caller: Caller = NOBODY,
+        limits: Sequence[RateLimit] = (),
     ) -> list[MarkUpdate]:
         """Store mark prices, but those that move too far, in every partition and answer whom they bring to evaluation.
 

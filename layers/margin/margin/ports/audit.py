@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from margin.domain.chain import Link
+    from margin.domain.change_chain import Change, ChangeHead
     from margin.domain.event import StoredEvent
     from margin.domain.safe_zone import TriggerSide
 
@@ -100,8 +102,37 @@ class AuditedSettlement:
     missing: int
 
 
+TABLES_OF_ACCOUNTS = ("events", "trades", "liquidations", "ledger_lines")
+
+
+class ChangeChain(StrEnum):
+    """Kinds of changes that have chains of their own, by the tables that hold them."""
+
+    CONTROLS = "control_changes"
+    """One for each pause switch."""
+    INSTRUMENTS = "instruments"
+    """One for each symbol, as of funding."""
+    FUNDING = "funding_rates"
+    OPENINGS = "openings"
+    """One for each partition."""
+    REBUILDS = "account_rebuilds"
+    """One for each account."""
+    SCHEMA = "schema_changes"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AuditedChange:
+    """A change, and the head of its chain at that moment; None for none."""
+
+    change: Change
+    head: ChangeHead | None
+
+
 class HistoryAudit(Protocol):
     """History, read as it is and never written."""
+
+    async def check(self) -> None:
+        """Raise when PostgreSQL cannot be used, or its schema is older than this release."""
 
     async def last_account(self) -> int:
         """Highest id of an account; 0 when there is none."""
@@ -120,6 +151,20 @@ class HistoryAudit(Protocol):
 
     async def settlements(self, after: tuple[int, int], limit: int) -> list[AuditedSettlement]:
         """Shortfalls and deleveragings behind a place (account id, liquidation id), in this order."""
+
+    async def changes(
+        self, chain: ChangeChain, start: tuple[str, int] | None, limit: int, *, name: str | None = None
+    ) -> list[AuditedChange]:
+        """Read changes from a place (name, n) on, this one included, in order; of one name where one is given."""
+
+    async def lost_chains(self, chain: ChangeChain, limit: int, *, name: str | None = None) -> list[ChangeHead]:
+        """Heads of chains of which no change is left."""
+
+    async def strangers(self, table: str, after_account_id: int, limit: int) -> tuple[int | None, list[int]]:
+        """Accounts with rows in one of `TABLES_OF_ACCOUNTS` that have none in accounts, of so many that have some.
+
+        The next account to go on behind is None at the end.
+        """
 
     async def ledger(self, after: tuple[int, int, int], total: Decimal, limit: int) -> LedgerPage:
         """Sum of ``total`` and the ledger lines behind a place (account id, event id, line)."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from decimal import Decimal
 
+    from margin.caller import Caller
     from margin.domain.account import Account
     from margin.domain.event import StoredEvent
     from margin.domain.ledger import LedgerAccount
@@ -166,6 +167,9 @@ class History(Protocol):
 
     async def record_opening(self, record: OpeningRecord) -> None:
         """Remember that a partition was opened."""
+
+    async def record_rebuild(self, account_id: int, dropped: str, restored: str, caller: Caller) -> None:
+        """Remember that an account in Redis was made anew, which version replaced which, and for whom."""
 
     async def last_partitions(self) -> int | None:
         """Into how many partitions Redis was divided at the last opening; None before the first."""

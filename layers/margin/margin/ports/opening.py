@@ -71,7 +71,7 @@ class Opening:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpeningRecord:
-    """One opening of a partition, as history remembers it."""
+    """One opening of a partition, as history remembers it; ``subject`` and ``source_ip`` say who had it opened."""
 
     epoch: int
     partition: int
@@ -79,6 +79,8 @@ class OpeningRecord:
     run_id: str
     accounts: int
     loaded: int
+    subject: str | None = None
+    source_ip: str | None = None
 
 
 class PartitionStore(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
@@ -79,13 +80,13 @@ class ChainAudit:
             self._head = leap(self._head, event.link)
         followed = follow(self._head, event.link)
         if isinstance(followed, Mismatch):
-            self._mismatches.append(followed)
+            self._found(event, followed)
             if event.link.n > self._head.n:
                 self._head = resume(self._head, event.link)
             return
         before, self._head = self._head, followed
         if (mismatch := _derived(event) or _misjudged(before, followed, event.link.body)) is not None:
-            self._mismatches.append(mismatch)
+            self._found(event, mismatch)
             return
         self._counts["ledger_lines"] += len(event.lines)
         self._counts["trades"] += event.trade is not None
@@ -97,10 +98,15 @@ class ChainAudit:
             self._missing(self.row.n + 1)
         return self._mismatches or [*self._of_row(), *self._of_counts()]
 
+    def _found(self, event: AuditedEvent, mismatch: Mismatch) -> None:
+        link = event.link
+        self._mismatches.append(dataclasses.replace(mismatch, n=link.n, event_id=link.event_id))
+
     def _missing(self, next_n: int) -> None:
         first, last = self._head.n + 1, next_n - 1
         what = f"event {first} is missing" if first == last else f"events {first} to {last} are missing"
-        self._mismatches.append(Mismatch(what, f"event {first}", f"event {next_n}" if last < self.row.n else "nothing"))
+        found = f"event {next_n}" if last < self.row.n else "nothing"
+        self._mismatches.append(Mismatch(what, f"event {first}", found, n=first))
 
     def _of_row(self) -> list[Mismatch]:
         head, row = self._head, self.row

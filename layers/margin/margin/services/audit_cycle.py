@@ -17,6 +17,7 @@ class Stage(StrEnum):
     PARTITIONS = "partitions"
     LEDGER = "ledger"
     SETTLEMENT = "settlement"
+    CHANGES = "changes"
     DONE = "done"
 
 
@@ -25,6 +26,7 @@ _PLACES = {
     Stage.PARTITIONS: (0,),
     Stage.LEDGER: (0, 0, 0),
     Stage.SETTLEMENT: (0, 0),
+    Stage.CHANGES: (0,),
     Stage.DONE: (),
 }
 
@@ -43,7 +45,8 @@ class Cycle:
         What it is at.
     place : tuple of int
         Where in that: the last account that is done and the last of all (0 until it is known), the next partition, or
-        the last ledger line that is counted, or the last liquidation whose settlement is looked at.
+        the last ledger line that is counted, or the last liquidation whose settlement is looked at, or the next kind of
+        changes.
     total : Decimal
         Sum of the ledger lines that are counted.
     """

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from margin.caller import ENGINE, Caller
 from margin.errors import UnknownAccountError
 from margin.ports.funding import PaymentQuery, RateQuery
 from margin.services.cursors import decode_cursor, encode_cursor, require_moment
+from margin.services.rate_limits import NO_LIMITS, RateLimits
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -53,9 +55,10 @@ class FundingListService:
         Where what is pending can be told.
     """
 
-    def __init__(self, history: FundingHistory, accounts: AccountStore) -> None:
+    def __init__(self, history: FundingHistory, accounts: AccountStore, limits: RateLimits = NO_LIMITS) -> None:
         self._history = history
         self._accounts = accounts
+        self._limits = limits
 
     async def payments(
         self,
@@ -66,18 +69,19 @@ class FundingListService:
         until_us: int | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        caller: Caller = ENGINE,
     ) -> FundingPage:
         """Funding of an account; ``since_us`` is inclusive, ``until_us`` exclusive; neither concerns what is pending.
 
         Raises
         ------
-        UnknownAccountError, CursorInvalidError, UnavailableError
+        UnknownAccountError, CursorInvalidError, RateLimitedError, UnavailableError
         """
         kind, before = f"funding:{account_id}", None
         if cursor is not None:
             event_id, place = decode_cursor(kind, cursor, int, int)
             before = (event_id, place)
-        view = await self._accounts.read(account_id)
+        view = await self._accounts.read(account_id, limits=self._limits.of(caller, account_id, reads=True))
         if view.account is None:
             raise UnknownAccountError(account_id)
         rows = await self._history.payments(

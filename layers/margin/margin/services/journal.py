@@ -22,7 +22,7 @@ import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from margin.caller import NOBODY, Caller
+from margin.caller import ENGINE, Caller
 from margin.domain.decimals import plain
 from margin.domain.event import (
     AcknowledgedBy,
@@ -47,6 +47,7 @@ from margin.errors import (
     MarginError,
     NotFoundError,
     OutcomeUnknownError,
+    RateLimitedError,
     RedisRefusedError,
     RedisUnavailableError,
     RefusedError,
@@ -54,8 +55,9 @@ from margin.errors import (
     UnavailableError,
 )
 from margin.observability import MetricName, count, logger
-from margin.ports import AccountStore, AccountView, Commit, Committed, Conflict, StoredResult
+from margin.ports import AccountStore, AccountView, Commit, Committed, Conflict, RateLimit, StoredResult
 from margin.ports.history import Appended, History, HistoryWriter, ReadAt
+from margin.services.rate_limits import NO_LIMITS, RateLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -79,14 +81,14 @@ class WriteRequest:
     """Who wants what: the account, the caller's idempotency key if there is one, and what the key stands for.
 
     ``fields`` are the request's values in one canonical form; their hash tells a retry from another request under the
-    same key.
+    same key. Without a ``caller`` it is the engine's own.
     """
 
     account_id: int
     fields: Mapping[str, str]
     key: str | None = None
     symbol: str = ""
-    caller: Caller = NOBODY
+    caller: Caller = ENGINE
 
     @property
     def request_hash(self) -> str:
@@ -143,6 +145,10 @@ class Journal:
         Where an event has to be before its caller is told that it is done.
     warnings : MarginWarnings
         From when on accounts are warned.
+    limits : RateLimits
+        How many requests callers may send.
+    idempotency_keys_max : int
+        How many keys of callers an account may have within ``idempotency_ttl_s``; 0 for any number.
     """
 
     def __init__(
@@ -154,8 +160,12 @@ class Journal:
         idempotency_ttl_s: int,
         acknowledged_by: AcknowledgedBy = AcknowledgedBy.HISTORY,
         warnings: MarginWarnings | None = None,
+        limits: RateLimits = NO_LIMITS,
+        idempotency_keys_max: int = 0,
     ) -> None:
         self._warnings = warnings or MarginWarnings()
+        self._limits = limits
+        self._idempotency_keys_max = idempotency_keys_max
         self._accounts = accounts
         self._history = history
         self._healing = healing
@@ -190,11 +200,14 @@ class Journal:
             Others changed the account each time, 16 times in a row.
         HistoryForkError
             History holds another event in this place; the event was undone.
+        RateLimitedError
+            The account or the caller sends too many requests, or the account has too many keys.
         """
         key = request.key or uuid.uuid4().hex
+        limits = self._limits.of(request.caller, request.account_id)
         if self._acknowledged_by is AcknowledgedBy.REDIS:
-            return await self._attempt(request, key, await self._read(request, key), decide, None)
-        reading = asyncio.ensure_future(self._read(request, key))
+            return await self._attempt(request, key, await self._read(request, key, limits), decide, None)
+        reading = asyncio.ensure_future(self._read(request, key, limits))
         try:
             async with self._history.reserve() as writer:
                 return await self._attempt(request, key, await reading, decide, writer)
@@ -232,7 +245,7 @@ class Journal:
                 lost = lost or reply == REPLY_LOST
                 await asyncio.sleep(_backoff_s(attempt))
                 view = await self._read(request, key)
-            except (RefusedError, NotFoundError, UnavailableError) as error:
+            except (RefusedError, NotFoundError, RateLimitedError, UnavailableError) as error:
                 # A commit whose reply was lost may still run: until it is seen to have, "no" would be a lie.
                 if lost:
                     raise _unknown(key) from error
@@ -286,8 +299,8 @@ class Journal:
         if appended.forked:
             await self._healing.heal(account_id, writer, forked_event_id=appended.first_left(waiting))
 
-    async def _read(self, request: WriteRequest, key: str) -> AccountView:
-        return await self._accounts.read(request.account_id, symbol=request.symbol, key=key)
+    async def _read(self, request: WriteRequest, key: str, limits: Sequence[RateLimit] = ()) -> AccountView:
+        return await self._accounts.read(request.account_id, symbol=request.symbol, key=key, limits=limits)
 
     async def _commit(
         self,
@@ -365,6 +378,8 @@ class Journal:
             result=canonical(dict(decision.result)),
             key_ttl_s=self._key_ttl_s(request),
             wants_pending=self._acknowledged_by is AcknowledgedBy.HISTORY,
+            keys_max=0 if request.caller is ENGINE else self._idempotency_keys_max,
+            keys_max_binds=not _relieves(decision, view.account),
         )
 
     def _key_ttl_s(self, request: WriteRequest) -> int:
@@ -452,6 +467,19 @@ class Journal:
             return None
         _check_same_request(request, stored)
         return Outcome(stored.event_id, json.loads(stored.result), final=True, replayed=True)
+
+
+def _relieves(decision: Decision, before: Account | None) -> bool:
+    """Whether nothing of a decision can add risk: money comes in, or positions only get smaller."""
+    held = before.positions if before is not None else {}
+    after = decision.account.positions
+    shrinks = all(
+        symbol in held
+        and abs(position.quantity) <= abs(held[symbol].quantity)
+        and (position.quantity > 0) == (held[symbol].quantity > 0)
+        for symbol, position in after.items()
+    )
+    return decision.type is EventType.DEPOSIT or (decision.type is EventType.TRADE and shrinks)
 
 
 def _redis_may_acknowledge(event_id: int, pending: Sequence[StoredEvent]) -> bool:

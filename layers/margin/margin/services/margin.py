@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from margin.caller import ENGINE, Caller
 from margin.domain.funding import settle_funding
 from margin.domain.risk import AccountRisk, PositionRisk, assess, assess_positions, is_liquidatable
 from margin.errors import UnknownAccountError
+from margin.services.rate_limits import NO_LIMITS, RateLimits
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -38,12 +40,15 @@ class MarginService:
     ----------
     accounts : AccountStore
         Hot state.
+    limits : RateLimits
+        How often callers may ask.
     """
 
-    def __init__(self, accounts: AccountStore) -> None:
+    def __init__(self, accounts: AccountStore, limits: RateLimits = NO_LIMITS) -> None:
         self._accounts = accounts
+        self._limits = limits
 
-    async def account_margin(self, account_id: int) -> AccountMargin:
+    async def account_margin(self, account_id: int, caller: Caller = ENGINE) -> AccountMargin:
         """Equity, margins and positions of one account, all of one moment.
 
         Raises
@@ -51,9 +56,9 @@ class MarginService:
         UnknownAccountError
         NoMarkPriceError
             A position has no mark price, so nothing can be summed up.
-        UnavailableError
+        RateLimitedError, UnavailableError
         """
-        view = await self._accounts.read(account_id)
+        view = await self._accounts.read(account_id, limits=self._limits.of(caller, account_id, reads=True))
         if view.account is None:
             raise UnknownAccountError(account_id)
         risk = assess(view.account, view.market)

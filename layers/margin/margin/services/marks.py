@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from margin.caller import NOBODY
 from margin.domain.decimals import plain
 from margin.observability import MetricName, count, logger
+from margin.services.rate_limits import NO_LIMITS, RateLimits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from decimal import Decimal
 
+    from margin.caller import Caller
     from margin.ports import MarketStore, SetAside
     from margin.services.crossed import CrossedAccountsService
 
@@ -41,11 +44,14 @@ class MarkPriceService:
         Where marks are.
     crossed : CrossedAccountsService
         Looks at those whom they put at risk.
+    limits : RateLimits
+        How often callers may send some.
     """
 
-    def __init__(self, market: MarketStore, crossed: CrossedAccountsService) -> None:
+    def __init__(self, market: MarketStore, crossed: CrossedAccountsService, limits: RateLimits = NO_LIMITS) -> None:
         self._market = market
         self._crossed = crossed
+        self._limits = limits
 
     async def set_marks(
         self,
@@ -53,6 +59,7 @@ class MarkPriceService:
         *,
         observed_us: Mapping[str, int] | None = None,
         sources: Mapping[str, str] | None = None,
+        caller: Caller = NOBODY,
     ) -> MarkOutcome:
         """Store mark prices and then evaluate the accounts whose triggers they cross, each once.
 
@@ -67,6 +74,8 @@ class MarkPriceService:
             are of now.
         sources : mapping of str to str, optional
             Where a price is from, as its sender says, by symbol.
+        caller : Caller
+            Who sends them.
 
         Raises
         ------
@@ -76,15 +85,22 @@ class MarkPriceService:
             Too many symbols.
         OutcomeUnknownError
             Redis did not answer; the prices may be stored all the same.
+        RateLimitedError
+            The caller sends too many requests; no price was stored.
         UnavailableError
         """
         answered = await self._market.set_marks(
-            prices, crossed_max=self._crossed.named_max, observed_us=observed_us, sources=sources
+            prices,
+            crossed_max=self._crossed.named_max,
+            observed_us=observed_us,
+            sources=sources,
+            caller=caller,
+            limits=self._limits.of(caller),
         )
         set_aside = {update.symbol: update.set_aside for update in answered if update.set_aside is not None}
         updates = [update for update in answered if update.set_aside is None or update.set_aside.moved_mark]
         count(MetricName.MARK_PRICES, len(updates))
-        _report(set_aside, prices, sources or {})
+        _report(set_aside, prices, sources or {}, caller)
         attended = await self._crossed.attend(updates)
         by_symbol = {update.symbol: update.crossed_count for update in answered}
         if updates:
@@ -93,11 +109,15 @@ class MarkPriceService:
                 stamps_us={update.symbol: update.stamp_us for update in updates},
                 at_risk=by_symbol,
                 liquidated=len(attended.liquidated),
+                subject=caller.subject,
+                source_ip=caller.source_ip,
             )
         return MarkOutcome(attended.at_risk, attended.liquidated, by_symbol, set_aside)
 
 
-def _report(set_aside: Mapping[str, SetAside], prices: Mapping[str, Decimal], sources: Mapping[str, str]) -> None:
+def _report(
+    set_aside: Mapping[str, SetAside], prices: Mapping[str, Decimal], sources: Mapping[str, str], caller: Caller
+) -> None:
     for symbol, aside in set_aside.items():
         logger.warning(
             "mark_price_set_aside",
@@ -106,6 +126,8 @@ def _report(set_aside: Mapping[str, SetAside], prices: Mapping[str, Decimal], so
             mark_price=plain(aside.mark_price),
             jump_max=plain(aside.jump_max),
             source=sources.get(symbol),
+            subject=caller.subject,
+            source_ip=caller.source_ip,
         )
     if set_aside:
         count(MetricName.MARK_PRICES_SET_ASIDE, len(set_aside))

@@ -18,6 +18,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
+from margin.caller import ENGINE
 from margin.domain.event import parse_version
 from margin.errors import HistoryLostError, OpeningUnderWayError, StateNotLoadedError
 from margin.observability import logger
@@ -29,6 +30,7 @@ from margin.services.layout import TAKEN_OVER, require_ours
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from margin.caller import Caller
     from margin.domain.market import Market
     from margin.ports.history import History, HistoryAccount, HistoryWriter
     from margin.ports.opening import Opening
@@ -104,7 +106,11 @@ class OpeningService:
         return [partition for partition in range(count) if not (await self._partitions.state(partition)).whole(count)]
 
     async def open(
-        self, *, rebuild: Collection[int] = (), keep_going: Callable[[], bool] = lambda: True
+        self,
+        *,
+        rebuild: Collection[int] = (),
+        keep_going: Callable[[], bool] = lambda: True,
+        caller: Caller = ENGINE,
     ) -> OpeningReport:
         """Open every partition that needs it, and rebuild some; nothing to do when all are whole.
 
@@ -119,6 +125,8 @@ class OpeningService:
             only what is left of it is done.
         keep_going : callable
             Asked between pages of accounts; False breaks off, and the report says so.
+        caller : Caller
+            Who wants it; the engine where it opens by itself.
 
         Raises
         ------
@@ -158,7 +166,7 @@ class OpeningService:
                     require_ours(fence == opening.epoch)
                 for opening in openings:
                     # Out of time the drain may have left what history would have taken.
-                    report.complete = keep_going() and await self._open_one(opening, report, keep_going)
+                    report.complete = keep_going() and await self._open_one(opening, report, keep_going, caller)
                     if not report.complete:
                         break
         logger.info("partitions_opened", **dataclasses.asdict(report))
@@ -195,7 +203,9 @@ class OpeningService:
         done = {partition for partition, state in states.items() if state.whole(count) and int(state.epoch) > began}
         return began, set(chosen) - done
 
-    async def _open_one(self, opening: Opening, report: OpeningReport, keep_going: Callable[[], bool]) -> bool:
+    async def _open_one(
+        self, opening: Opening, report: OpeningReport, keep_going: Callable[[], bool], caller: Caller
+    ) -> bool:
         """Compare or rebuild one partition and open it; False when time was up."""
         partition, partitions = opening.partition, self._accounts.partitions
         await self._layout.instruments.restore(opening)
@@ -224,8 +234,11 @@ class OpeningService:
             await self._layout.market.sweep_triggers(partition)
             if not await self._sweep_keys(opening, keep_going):
                 return False
-        record = OpeningRecord(opening.epoch, partition, partitions, opening.run_id, opening.accounts, opening.loaded)
-        await self._history.record_opening(record)
+        counts = (opening.accounts, opening.loaded)
+        who = (caller.subject, caller.source_ip)
+        await self._history.record_opening(
+            OpeningRecord(opening.epoch, partition, partitions, opening.run_id, *counts, *who)
+        )
         require_ours(await self._partitions.finish(opening))
         report.opened.append(partition)
         return True

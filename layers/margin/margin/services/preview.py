@@ -6,6 +6,7 @@ import dataclasses
 from functools import partial
 from typing import TYPE_CHECKING
 
+from margin.caller import ENGINE, Caller
 from margin.domain.largest_order import largest_quantity
 from margin.domain.liquidation_price import liquidation_price
 from margin.domain.order import try_order
@@ -13,6 +14,7 @@ from margin.domain.position import Side
 from margin.domain.risk import AccountRisk, assess
 from margin.errors import InsufficientMarginError, NoMarkPriceError, RefusedError, UnknownAccountError
 from margin.services.journal import settled_view
+from margin.services.rate_limits import NO_LIMITS, RateLimits
 from margin.services.trading import decide_trade
 
 if TYPE_CHECKING:
@@ -59,19 +61,23 @@ class PreviewService:
     ----------
     accounts : AccountStore
         Hot state.
+    limits : RateLimits
+        How often callers may ask.
     """
 
-    def __init__(self, accounts: AccountStore) -> None:
+    def __init__(self, accounts: AccountStore, limits: RateLimits = NO_LIMITS) -> None:
         self._accounts = accounts
+        self._limits = limits
 
-    async def preview(self, order: Order) -> Preview:
+    async def preview(self, order: Order, caller: Caller = ENGINE) -> Preview:
         """Decide a trade as `TradingService.trade` would, on the same reading of the account, and leave it at that.
 
         Raises
         ------
-        UnknownAccountError, UnavailableError
+        UnknownAccountError, RateLimitedError, UnavailableError
         """
-        view, _ = settled_view(await self._accounts.read(order.account_id, symbol=order.symbol))
+        limits = self._limits.of(caller, order.account_id, reads=True)
+        view, _ = settled_view(await self._accounts.read(order.account_id, symbol=order.symbol, limits=limits))
         if view.account is None:
             raise UnknownAccountError(order.account_id)
         return _preview(order, view, view.account)

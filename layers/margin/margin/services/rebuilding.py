@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
+from margin.caller import NOBODY
 from margin.errors import (
     ContentionError,
     EventsBlockedError,
@@ -23,6 +24,7 @@ from margin.services.key_sweep import KeySweepService
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from margin.caller import Caller
     from margin.ports.history import History
     from margin.services.layout import Layout
     from margin.services.opening import OpeningReport, OpeningService
@@ -50,12 +52,12 @@ class RebuildService:
         self._opening = opening
         self._key_sweep = KeySweepService(layout.accounts, history)
 
-    async def rebuild_account(self, account_id: int) -> str:
+    async def rebuild_account(self, account_id: int, *, caller: Caller = NOBODY) -> str:
         """Load one account from history: balance, positions, live keys, triggers.
 
         Nothing commits on it meanwhile (its requests answer 503 STATE_NOT_LOADED for some milliseconds); what it has
         pending goes to history first. It keeps the epoch of its partition: its chain goes on. One that history does
-        not know is removed.
+        not know is removed. History remembers for whom it was done.
 
         Returns
         -------
@@ -86,11 +88,18 @@ class RebuildService:
             # Where that fails the hold ends by itself.
             with contextlib.suppress(RedisUnavailableError):
                 await accounts.release(account_id, hold)
-        logger.warning("account_rebuilt", account_id=account_id, dropped=dropped, restored=restored)
+        await self._history.record_rebuild(account_id, dropped, restored, caller)
+        logger.warning(
+            "account_rebuilt", account_id=account_id, dropped=dropped, restored=restored, subject=caller.subject
+        )
         return restored
 
     async def rebuild(
-        self, partitions: Collection[int] | None = None, *, keep_going: Callable[[], bool] = lambda: True
+        self,
+        partitions: Collection[int] | None = None,
+        *,
+        keep_going: Callable[[], bool] = lambda: True,
+        caller: Caller = NOBODY,
     ) -> OpeningReport:
         """Load every account of some partitions, or of all, from history, and begin a new epoch there.
 
@@ -113,7 +122,7 @@ class RebuildService:
         if any(not 0 <= partition < count for partition in chosen):
             message = f"partition: must be from 0 to {count - 1}, for PARTITIONS is {count}."
             raise InvalidRequestError(message, "partition")
-        return await self._opening.open(rebuild=chosen, keep_going=keep_going)
+        return await self._opening.open(rebuild=chosen, keep_going=keep_going, caller=caller)
 
     async def _load(self, account_id: int, version: str, hold: str) -> str:
         """Replace an account by what history holds, or remove it; the version that it has then."""

@@ -13,7 +13,9 @@ from margin.domain.chain import Head, Mismatch, UnreadableError
 from margin.domain.decimals import plain
 from margin.domain.safe_zone import TriggerSide
 from margin.observability import MetricName, count, logger
+from margin.ports.audit import ChangeChain
 from margin.services.audit_chain import ChainAudit, head_of
+from margin.services.audit_changes import audit_changes
 from margin.services.audit_cycle import Cycle, Stage
 from margin.services.audit_settlement import unsound_settlement
 from margin.services.audit_state import Comparison, compare
@@ -36,13 +38,14 @@ _ID_DIGITS_MAX = 18
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PageSizes:
-    """How much is read at once: accounts in a page and events in all their chains, events, ledger lines, shortfalls."""
+    """How much is read at once: accounts in a page and events in all their chains, events, ledger lines, and so on."""
 
     accounts: int = 100
     batch_events: int = 10_000
     events: int = 1000
     ledger_lines: int = 100_000
     settlements: int = 1000
+    changes: int = 1000
 
 
 PAGE_SIZES = PageSizes()
@@ -77,7 +80,7 @@ class ReconcileReport:
 
 
 class ReconcileService:
-    """Goes through all accounts, then through Redis, the ledger and the shortfalls, and begins anew.
+    """Goes through all accounts, then through Redis, the ledger, the shortfalls and changes, and begins anew.
 
     Parameters
     ----------
@@ -104,6 +107,7 @@ class ReconcileService:
         3. The whole ledger: its sum.
         4. Every shortfall and every deleveraging: that it is planned what happened, that it happened what is noted as
            executed, and that no more was paid than was missing.
+        5. Every chain of changes: switches, rules of symbols, funding, openings, rebuilds, migrations.
 
         Within an account there is no place to stop at, because what a chain comes to is known only at its end: an
         account whose chain is too long for what is left of the time is begun anew by the next run. One that is too long
@@ -128,6 +132,7 @@ class ReconcileService:
             Stage.PARTITIONS: self._partitions,
             Stage.LEDGER: self._ledger,
             Stage.SETTLEMENT: self._settlement,
+            Stage.CHANGES: self._changes,
         }
         while cycle.stage is not Stage.DONE and keep_going():
             await stages[cycle.stage](cycle, report, keep_going)
@@ -293,7 +298,23 @@ class ReconcileService:
                 self._record(settled.account_id, Comparison(mismatches), (), report)
             cycle.place = (settled.account_id, settled.liquidation_id)
         if len(page) < self._sizes.settlements:
+            cycle.enter(Stage.CHANGES)
+
+    async def _changes(self, cycle: Cycle, report: ReconcileReport, keep_going: Callable[[], bool]) -> None:
+        """Follow all chains of one kind; when time is up before their end, the next run begins them anew."""
+        (index,) = cycle.place
+        chains = list(ChangeChain)
+        if index >= len(chains):
             cycle.enter(Stage.DONE)
+            return
+        audited = await audit_changes(self._history, chains[index], limit=self._sizes.changes, keep_going=keep_going)
+        if not audited.complete:
+            return
+        for one in audited.unsound:
+            what = f"change {one.n} of {one.name} in {one.chain}: {one.mismatch.what}"
+            mismatch = Mismatch(what, one.mismatch.expected, one.mismatch.found)
+            self._record(None, Comparison((mismatch,)), (), report)
+        cycle.place = (index + 1,)
 
     @staticmethod
     def _record(
