@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 USERNAME = "margin-functions"
 PASSWORD = "of-the-engine"
@@ -19,6 +23,27 @@ def rules() -> list[str]:
 def make_user(client: Any, password: str = PASSWORD) -> None:
     """Make the user, or make it anew."""
     client.execute_command("ACL", "SETUSER", USERNAME, "reset", "on", f">{password}", *rules())
+
+
+@contextlib.contextmanager
+def nobody_by_default(client: Any, *rules: str) -> Iterator[None]:
+    """Change the default user, who has no password and may do everything, and give it all of that back at the end.
+
+    Parameters
+    ----------
+    client : redis.Redis
+        A client of that user; who is logged in stays so.
+    *rules : str
+        As `ACL SETUSER` takes them.
+    """
+    with client.client() as connection:
+        # The test's own connection, which could not be made any more afterwards.
+        client.ping()
+        connection.execute_command("ACL", "SETUSER", "default", *rules)
+        try:
+            yield
+        finally:
+            connection.execute_command("ACL", "SETUSER", "default", "on", "nopass")
 
 
 def server_options(directory: Path) -> tuple[str, str]:

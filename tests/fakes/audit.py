@@ -17,6 +17,7 @@ from margin.ports.audit import (
     AuditedChange,
     AuditedEvent,
     AuditedSettlement,
+    AuditedStep,
     ChangeChain,
     HotAccount,
     HotPosition,
@@ -47,6 +48,7 @@ class FakeHistoryAudit:
         self.trades: dict[tuple[int, int], dict[str, Any]] = {}
         self.liquidations: dict[tuple[int, int], dict[str, Any]] = {}
         self.settled: list[AuditedSettlement] = []
+        self.planned: list[AuditedStep] = []
         self.change_rows: dict[ChangeChain, list[Change]] = {chain: [] for chain in ChangeChain}
         self.change_heads: dict[tuple[ChangeChain, str], ChangeHead] = {}
         for account_id, chain in history.chains.items():
@@ -90,6 +92,9 @@ class FakeHistoryAudit:
     async def settlements(self, after: tuple[int, int], limit: int) -> list[AuditedSettlement]:
         rows = sorted(self.settled, key=lambda one: (one.account_id, one.liquidation_id))
         return [one for one in rows if (one.account_id, one.liquidation_id) > after][:limit]
+
+    async def steps(self, after_id: int, limit: int) -> list[AuditedStep]:
+        return [step for step in sorted(self.planned, key=lambda step: step.id) if step.id > after_id][:limit]
 
     async def changes(
         self, chain: ChangeChain, start: tuple[str, int] | None, limit: int, *, name: str | None = None

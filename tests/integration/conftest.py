@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _TEMPLATE = "margin_template"
 _COPY = "margin_tests"
 SESSION_DEFAULTS = Path(migrate_schema.__file__).parent / "migrations/versions/0002_session_defaults.sql"
+GRANTS = Path(migrate_schema.__file__).parent / "migrations/grants.sql"
 
 
 class MakeEngine(Protocol):
@@ -57,9 +58,10 @@ def template_copy(postgres_server: EmbeddedPostgres) -> str:
     """Return the name of a migrated database that the tests share, one after the other."""
     with admin(postgres_server) as connection:
         connection.execute(f"create database {_COPY} template {migrated_template(postgres_server)}")
-    # What holds for the sessions of a database is not copied with it.
+    # What holds for the sessions of a database is not copied with it, nor are rights to the database itself.
     with admin(postgres_server, _COPY) as connection:
-        connection.execute(SESSION_DEFAULTS.read_text(encoding="utf-8").encode())
+        for statements in (SESSION_DEFAULTS, GRANTS):
+            connection.execute(statements.read_text(encoding="utf-8").encode())
     return _COPY
 
 

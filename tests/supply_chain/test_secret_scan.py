@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from margin_local.supply_chain.locks import ROOT
+from margin_local.supply_chain.locks import ROOT, locks
 from margin_local.supply_chain.secret_scan import (
     ALLOWED,
+    UNREADABLE,
     Allowance,
     Finding,
     ListError,
     files_of_the_repository,
+    locks_of_the_script,
+    main,
     read_allowances,
+    unreadable,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +50,58 @@ def test_a_planted_secret_is_found_with_its_place_and_is_not_printed(tmp_path: P
     assert found.returncode == 1
     assert f"settings.txt:2: {kind} (digest " in found.stderr
     assert PLANTED[kind].splitlines()[0] not in found.stdout + found.stderr
+
+
+UNREADABLE_FILES = {
+    "UTF-16": ("settings.txt", PLANTED["Secret Keyword"].encode("utf-16")),
+    "UTF-16 without a mark": ("settings.txt", PLANTED["Secret Keyword"].encode("utf-16-le")),
+    "Latin-1": ("settings.txt", f"# schl\u00fcssel\n{PLANTED['Secret Keyword']}".encode("latin-1")),
+    "a byte of zero": ("settings.txt", f"\0{PLANTED['Secret Keyword']}".encode()),
+    "a picture": ("drawing.svg", PLANTED["Secret Keyword"].encode()),
+    "a lock": ("poetry.lock", PLANTED["Secret Keyword"].encode()),
+    "a folder packed": ("keys.tar.gz", b"\x1f\x8b"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE_FILES)
+def test_a_file_that_cannot_be_looked_into_is_not_taken_for_clean(tmp_path: Path, case: str) -> None:
+    name, content = UNREADABLE_FILES[case]
+    (tmp_path / name).write_bytes(content)
+    found = scan(str(tmp_path / name))
+    assert found.returncode == 1
+    assert f"{name}:1: {UNREADABLE} (digest " in found.stderr
+
+
+def test_a_file_that_cannot_be_looked_into_is_allowed_as_it_is_and_not_otherwise(tmp_path: Path) -> None:
+    picture = tmp_path / "drawing.svg"
+    picture.write_text("<svg/>", encoding="utf-8")
+    (found,) = unreadable([str(picture)], ROOT)
+    allowed = tmp_path / "allowed.toml"
+    entry = f"[[allowed]]\nfiles = '*.svg'\nkind = '{UNREADABLE}'\ndigests = ['{found.digest}']\nreason = 'a drawing'"
+    allowed.write_text(entry, encoding="utf-8")
+    assert main(["--allowed", str(allowed), str(picture)]) == 0
+    picture.write_text(f"<svg/>{PLANTED['Secret Keyword']}", encoding="utf-8")
+    assert main(["--allowed", str(allowed), str(picture)]) == 1
+    allowed.write_text(entry.replace(f"digests = ['{found.digest}']", ""), encoding="utf-8")
+    assert main(["--allowed", str(allowed), str(picture)]) == 2
+
+
+def test_no_locks_are_left_out_but_those_whose_digests_are_compared() -> None:
+    named = locks_of_the_script()
+    assert "layers/margin/requirements.txt" in named
+    assert named == {str(path.relative_to(ROOT)) for path in locks()}
+    assert named.isdisjoint(files_of_the_repository())
+
+
+def test_a_lock_that_nobody_compares_is_looked_into(tmp_path: Path) -> None:
+    script = tmp_path / "infra" / "local" / "locks.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text("layer=layers/margin/requirements.txt\n", encoding="utf-8")
+    for folder in ("layers/margin", "layers/another"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "requirements.txt").write_text("", encoding="utf-8")
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    assert files_of_the_repository(tmp_path) == ["infra/local/locks.sh", "layers/another/requirements.txt"]
 
 
 def test_a_file_without_secrets_is_clean(tmp_path: Path) -> None:

@@ -143,6 +143,64 @@ def test_stores_must_be_created_or_named(template: Document) -> None:
     assert verdicts == [[False, False], [True, True]]
 
 
+@pytest.mark.parametrize("tls", ["true", "false"])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"RedisSecretName": "margin/redis"}, {"RedisCa": "/opt/ca/redis.pem"}],
+    ids="".join,
+)
+def test_redis_without_tls_is_refused_by_the_deployment_where_the_functions_would_not_start_with_it(
+    template: Document, given: dict[str, str], tls: str
+) -> None:
+    variables = {"RedisSecretName": "REDIS_SECRET", "RedisCa": "REDIS_CA"}
+    environment = {"REDIS_HOST": "redis.example.com", "REDIS_TLS": tls}
+    starts = _starts(environment | {variables[name]: value for name, value in given.items()})
+    assert _is_deployed(template, "CredentialsGoToTheRightServer", RedisTls=tls, **given) is starts
+
+
+@pytest.mark.parametrize("mode", ["disable", "prefer", "require", "verify-ca", "verify-full"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"PostgresSecretName": "margin/postgres"},
+        {"PostgresOwnerSecretName": "margin/owner"},
+        {"PostgresIamResourceId": "prx-1"},
+        {"PostgresSslRootCert": "/opt/ca/global-bundle.pem"},
+    ],
+    ids="".join,
+)
+def test_weaker_tls_is_refused_by_the_deployment_where_the_functions_would_not_start_with_it(
+    template: Document, given: dict[str, str], mode: str
+) -> None:
+    variables = {
+        "PostgresSecretName": {"POSTGRES_SECRET": "margin/postgres"},
+        "PostgresOwnerSecretName": {"POSTGRES_SECRET": "margin/owner"},
+        "PostgresIamResourceId": {"POSTGRES_IAM": "true"},
+        "PostgresSslRootCert": {"POSTGRES_SSLROOTCERT": "/opt/ca/global-bundle.pem"},
+    }
+    environment = {"POSTGRES_HOST": "postgres.example.com", "POSTGRES_SSLMODE": mode}
+    for name in given:
+        environment |= variables[name]
+    assert _is_deployed(template, "CredentialsGoToTheRightServer", PostgresSslMode=mode, **given) is _starts(
+        environment
+    )
+
+
+def _is_deployed(template: Document, rule: str, **parameters: str) -> bool:
+    evaluation = Evaluation(template, **parameters)
+    assert evaluation.of(template["Rules"][rule]["RuleCondition"]) is True
+    return all(evaluation.of(assertion["Assert"]) for assertion in template["Rules"][rule]["Assertions"])
+
+
+def _starts(environment: dict[str, str]) -> bool:
+    try:
+        Settings.from_environment(environment)
+    except SettingError:
+        return False
+    return True
+
+
 def test_issuer_must_be_created_or_named_and_never_both(template: Document) -> None:
     def refused(**given: str) -> list[str]:
         evaluation = Evaluation(template, **given)
@@ -281,6 +339,13 @@ def test_created_stores_lose_nothing_and_speak_tls(nested: dict[str, Document]) 
     assert data["Postgres"]["Properties"]["ManageMasterUserPassword"] is True
     assert data["PostgresParameters"]["Properties"]["Parameters"]["rds.force_ssl"] == "1"
     assert (proxy["RequireTLS"], [one["IAMAuth"] for one in proxy["Auth"]]) == (True, ["REQUIRED", "REQUIRED"])
+
+
+def test_created_database_logs_every_change_of_a_definition(nested: dict[str, Document]) -> None:
+    """Whoever gets past the guard of history has to change one."""
+    data = nested["data.yaml"]["Resources"]
+    assert data["PostgresParameters"]["Properties"]["Parameters"]["log_statement"] == "ddl"
+    assert data["Postgres"]["Properties"]["DBClusterParameterGroupName"] == {"Ref": "PostgresParameters"}
 
 
 def test_user_of_the_created_redis_may_what_the_rules_say(nested: dict[str, Document]) -> None:

@@ -93,7 +93,7 @@ async def _work(
         async for line in engine.verification.story(account_id):
             if stopped.is_set():
                 break
-            print(_told(line))
+            print(_printable(_told(line)))
     return await engine.verification.verify(
         account_id=account_id, found=_print_break, keep_going=lambda: not stopped.is_set(), progress=_Progress()
     )
@@ -112,7 +112,13 @@ def _told(line: StoryLine) -> str:
 
 
 def _print_break(one: Break) -> None:
-    print(f"BREAK {one.where}: {one.what}\n  expected {one.expected}\n  found    {one.found}")
+    for line in (f"BREAK {one.where}: {one.what}", f"  expected {one.expected}", f"  found    {one.found}"):
+        print(_printable(line))
+
+
+def _printable(line: str) -> str:
+    """Keep to one line, and to signs that are seen, what whoever wrote into history may have chosen."""
+    return "".join(sign if sign.isprintable() else "?" for sign in line)
 
 
 def _sizes(report: VerificationReport) -> str:

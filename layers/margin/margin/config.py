@@ -26,6 +26,9 @@ _DAYS_MAX = 36_500
 _LEEWAY_S_MAX = 300
 _RATE_MAX = 1_000_000
 
+_SSLMODES = ("disable", "prefer", "require", "verify-ca", "verify-full")
+_ASKS_AUTHORITIES = ("verify-ca", "verify-full")
+
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"", "0", "false", "no", "off"})
 
@@ -121,8 +124,9 @@ class Settings:
             if field.name.upper() in environment
         }
         settings = cls(**values)
-        for complaint in (*_wrong_choices(settings), *_wrong_numbers(settings), *_wrong_limits(settings)):
-            raise SettingError(complaint)
+        for wrong in (_wrong_choices, _wrong_tls, _wrong_numbers, _wrong_limits):
+            for complaint in wrong(settings):
+                raise SettingError(complaint)
         return settings
 
 
@@ -133,6 +137,33 @@ def _wrong_choices(settings: Settings) -> Iterator[str]:
         yield f"AUTH must be {AUTH_JWT} or {AUTH_OFF}, not {settings.auth!r}"
     if settings.auth == AUTH_OFF and settings.aws_lambda_function_name and not settings.aws_sam_local:
         yield f"AUTH={AUTH_OFF} is for a laptop: in AWS every function wants callers with a token, AUTH={AUTH_JWT}"
+
+
+def _wrong_tls(settings: Settings) -> Iterator[str]:
+    if settings.postgres_sslmode not in _SSLMODES:
+        yield f"POSTGRES_SSLMODE must be one of {', '.join(_SSLMODES)}, not {settings.postgres_sslmode!r}"
+    if not (settings.redis_tls or _is_this_machine(settings.redis_host)):
+        for name in ("redis_secret", "redis_ca"):
+            if getattr(settings, name):
+                yield f"REDIS_TLS must be true: with {name.upper()}, nobody may listen, or answer in the place of Redis"
+    if _is_this_machine(settings.postgres_host):
+        return
+    if settings.postgres_sslmode != "verify-full":
+        for name in ("postgres_iam", "postgres_secret", "postgres_functions_secret"):
+            if getattr(settings, name):
+                yield f"POSTGRES_SSLMODE must be verify-full: {name.upper()} is for nobody but the server of that name"
+    if settings.postgres_sslrootcert and settings.postgres_sslmode not in _ASKS_AUTHORITIES:
+        yield "POSTGRES_SSLMODE must be verify-full: POSTGRES_SSLROOTCERT names authorities that are not asked"
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether what is sent there stays here: an address or a name of the loopback, or the folder of a socket."""
+    return host in {"localhost", "::1"} or host.startswith("/") or _is_loopback_address(host)
+
+
+def _is_loopback_address(host: str) -> bool:
+    # A name can begin with 127 as well.
+    return host.startswith("127.") and host.replace(".", "").isdecimal()
 
 
 def _wrong_numbers(settings: Settings) -> Iterator[str]:

@@ -264,6 +264,8 @@ def test_account_in_path_body_or_query_is_one_of_two_hundred(house: House, call:
         "1e1",
         "\u0667",
         "seven",
+        f"{OWN}\t{ANOTHERS}",
+        f"{OWN}\u00a0{ANOTHERS}",
         "9" * 20,
         True,
         {},
@@ -282,7 +284,7 @@ def test_without_accounts_the_market_is_all_there_is(untouched: House, accounts:
     problem(untouched.send(POSITIONS, scope="positions:read", account_ids=accounts), 404, "UNKNOWN_ACCOUNT")
 
 
-@pytest.mark.parametrize("accounts", [f"{OWN} {OWN} {OWN}", f"  {OWN}  {ANOTHERS} ", f"{OWN}\t{ANOTHERS}"])
+@pytest.mark.parametrize("accounts", [f"{OWN} {OWN} {OWN}", f"  {OWN}  {ANOTHERS} "])
 def test_repetitions_and_spaces_in_the_claim_do_not_matter(untouched: House, accounts: str) -> None:
     assert untouched.send(POSITIONS, scope="positions:read", account_ids=accounts).status == 200
 

@@ -135,6 +135,44 @@ def test_what_somebody_has_changed_is_named_and_the_status_says_so(traded: Path,
     assert _verify(traded, "--account", "1")[0] == 0
 
 
+def test_what_a_store_says_reaches_the_terminal_as_text_alone(traded: Path, server: EmbeddedPostgres) -> None:
+    """Whoever writes into history past the engine writes no line of this command, and moves no cursor."""
+    forged = "asked\x1b[2J\rfor\nverified 9 events\u2028of 9\u202e accounts"
+    shown = "asked?[2J?for?verified 9 events?of 9? accounts"
+    with _owner(server) as connection:
+        ((body,),) = connection.execute("select body::text from events where (account_id, n) = (1, 2)").fetchall()
+        connection.execute("update control_changes set reason = %s where name = 'account:1'", [forged])
+        connection.execute("update events set source_ip = %s where (account_id, n) = (1, 2)", [forged])
+        connection.execute(
+            "insert into control_changes (name, state, reason, previous_hash, hash) values (%s, 'paused', '', '', '')",
+            [forged],
+        )
+        try:
+            code, lines, errors = _verify(traded, "--account", "1", "--show")
+            _, all_lines, _ = _verify(traded)
+            connection.execute(
+                "update events set source_ip = body ->> 'source_ip',"
+                " body = jsonb_set(body, '{detail,symbol}', to_jsonb(%s::text)) where (account_id, n) = (1, 2)",
+                [forged],
+            )
+            _, (_, trade, *_), _ = _verify(traded, "--account", "1", "--show")
+        finally:
+            connection.execute(
+                "update events set source_ip = body ->> 'source_ip', body = %s::jsonb where (account_id, n) = (1, 2)",
+                [body],
+            )
+            connection.execute("update control_changes set reason = 'the desk asked for it' where name = 'account:1'")
+            connection.execute("delete from control_changes where name = %s", [forged])
+    assert code == 1, errors
+    assert f"SWITCH reduce-only: {shown}  [control_changes id " in lines[2]
+    assert lines[5] == f"  found    {shown}"
+    assert any(line.startswith(f"BREAK control_changes {shown}, change ") for line in all_lines)
+    assert f"BUY 0.1 {shown} at 50000" in trade
+    for line in (*lines, *all_lines, trade):
+        assert line.isprintable(), line
+    assert lines[-1].startswith("verified 2 events of 1 accounts, ")
+
+
 def test_signal_stops_it_before_the_end(traded: Path, server: EmbeddedPostgres) -> None:
     with _owner(server) as connection:
         connection.execute(

@@ -104,6 +104,7 @@ def test_change_that_would_be_put_behind_the_end_is_refused(settings: Settings) 
         "insert into openings (epoch, partition, partitions, run_id, accounts, loaded) values (%s, 0, 1, 'r', 0, 0)"
     )
     with connect(settings) as connection:
+        connection.execute("select setval('epochs', 5)")
         connection.execute("set session_replication_role = origin")
         connection.execute(insert, [5])
         with pytest.raises(psycopg.errors.SerializationFailure, match="not linked to the end"):

@@ -6,6 +6,7 @@ import asyncio
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
 from margin.domain.market import Mark
@@ -14,7 +15,7 @@ from margin.ports.queries import MarkSampleQuery
 from margin.services import mark_records
 from margin.services.cursors import encode_cursor
 from tests.actions import BTC, ETH, mark
-from tests.database import connect
+from tests.database import FUNCTIONS, OWNER, connect
 from tests.fakes import Exchange
 
 if TYPE_CHECKING:
@@ -124,6 +125,26 @@ async def test_sample_that_is_older_than_it_is_kept_goes_and_a_younger_one_stays
     await age(engine, 4000, ETH, price="3")
     await engine.mark_records.save()
     assert samples(query) == [(BTC, Decimal(2), None)]
+
+
+async def test_sample_that_is_not_a_day_old_is_not_forgotten_whoever_asks(
+    make_engine: MakeEngine, settings: Settings, query: Query
+) -> None:
+    """Those who clean up ask by the clock of Redis, which may be ahead; whoever hides a price asks for all of them."""
+    engine = await make_engine(mark_history_days=1)
+    await age(engine, 1.001, price="1")
+    await age(engine, 0.999, price="2")
+    await age(engine, 0, ETH, price="3")
+    await engine.mark_records.save()
+    now_us = (await engine.market.market()).now_us
+    assert await engine.history_store.forget_mark_samples(now_us + DAY_US, 10) == 0
+    assert samples(query) == [(BTC, Decimal(2), None), (ETH, Decimal(3), None)]
+    for user in (FUNCTIONS, OWNER):
+        with connect(settings, user=user) as connection:
+            connection.execute("set session_replication_role = origin" if user == OWNER else "select")
+            with pytest.raises(psycopg.DatabaseError, match="mark_price_samples is append-only: delete is refused"):
+                connection.execute("delete from mark_price_samples")
+    assert len(samples(query)) == 2
 
 
 async def test_with_no_days_samples_are_kept_for_ever(make_engine: MakeEngine, query: Query) -> None:

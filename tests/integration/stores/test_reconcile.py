@@ -237,7 +237,10 @@ async def test_nothing_differs_where_redis_alone_acknowledges(
         ),
         (
             "insert into ledger_lines values (77, 1, 1, 'cash', 'NaN')",
-            [(None, "the whole ledger does not sum to zero")],
+            [
+                (77, "rows in ledger_lines are of an account that has none in accounts"),
+                (None, "the whole ledger does not sum to zero"),
+            ],
         ),
         (
             "update trades set price = price + 1 where symbol = 'ETH-PERP'",

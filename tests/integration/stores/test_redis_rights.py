@@ -11,8 +11,10 @@ import pytest
 import redis
 
 import margin
+from margin.config import PARTITIONS_MAX
 from margin.errors import RedisUnavailableError
 from tests import acl
+from tests.actions import deposit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +70,12 @@ def test_command_that_the_engine_does_not_use_is_refused(as_engine: Any, command
 
 
 @pytest.mark.parametrize(
-    "name", ["sessions", "balance", "balances2", "p0:balances", "{q0}:balances", "{p}:balances", "position", ""]
+    "name",
+    [
+        *("sessions", "balance", "balances2", "p0:balances", "position", ""),
+        *("{q0}:balances", "{p}:balances", "{p0x}:balances", "{px0}:balances", "{p0}x:balances", "{p00000}:balances"),
+        "{p-1}:balances",
+    ],
 )
 def test_key_that_is_not_the_engines_is_neither_read_nor_written(as_engine: Any, store: redis.Redis, name: str) -> None:
     store.set(name, "another's")
@@ -93,10 +100,49 @@ def test_script_may_no_more_than_its_caller(as_engine: Any, script: str) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["balances", "position:1:BTC-PERP", "{p0}:balances", "{p1023}:triggers:BTC-PERP:floor"]
+    "name",
+    [
+        *("balances", "position:1:BTC-PERP", "{p0}:balances", "{p10}:pending", "{p999}:funding"),
+        f"{{p{PARTITIONS_MAX - 1}}}:triggers:BTC-PERP:floor",
+    ],
 )
 def test_key_of_any_partition_is_the_engines(as_engine: Any, name: str) -> None:
     assert as_engine.exists(name) == 0
+
+
+@pytest.fixture(params=["off", "with a password"])
+def without_default_user(store: redis.Redis, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Keep everybody out who does not log in, as a deployment has to."""
+    with acl.nobody_by_default(store, *{"off": ["off"], "with a password": ["resetpass", ">another"]}[request.param]):
+        yield
+
+
+@pytest.mark.usefixtures("without_default_user")
+@pytest.mark.parametrize("command", ["GET marker", "FLUSHALL", "CONFIG GET maxmemory", "INFO"])
+def test_who_takes_the_engines_user_off_is_nobody(as_engine: Any, command: str) -> None:
+    # Past the client, which would log in once more.
+    connection = as_engine.connection_pool.get_connection()
+    connection.send_command("RESET")
+    assert connection.read_response() == "RESET"
+    connection.send_command(*command.split())
+    with pytest.raises(redis.exceptions.AuthenticationError, match="Authentication required"):
+        connection.read_response()
+    connection.disconnect()
+
+
+@pytest.mark.usefixtures("without_default_user")
+def test_who_does_not_log_in_is_nobody(settings: Settings) -> None:
+    with (
+        redis.Redis(host=settings.redis_host, port=settings.redis_port, protocol=2) as client,
+        pytest.raises(redis.exceptions.AuthenticationError, match="Authentication required"),
+    ):
+        client.ping()
+
+
+@pytest.mark.usefixtures("without_default_user")
+async def test_engine_needs_no_default_user(make_engine: MakeEngine) -> None:
+    engine = await make_engine()
+    assert (await deposit(engine, 1, "1")).final
 
 
 async def test_engine_with_a_wrong_password_is_unavailable(make_engine: MakeEngine) -> None:
@@ -110,8 +156,10 @@ def test_rules_name_every_command_and_every_key_that_is_used_and_no_other() -> N
     assert rules[0] == "-@all"
     commands = {rule[1:] for rule in rules if rule.startswith("+")}
     assert commands == _commands_of_scripts() | _commands_of_clients() | _UNSEEN
-    names = {rule[1:].removesuffix("*") for rule in rules if rule.startswith("~")} - {"{p[0-9]*}:"}
-    assert names == _keys()
+    names = {rule[1:].removesuffix("*") for rule in rules if rule.startswith("~")}
+    tags = {f"{{p{'[0-9]' * digits}}}:" for digits in range(1, len(str(PARTITIONS_MAX - 1)) + 1)}
+    assert tags <= names
+    assert names - tags == _keys()
 
 
 def _commands_of_scripts() -> set[str]:

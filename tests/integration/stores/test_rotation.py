@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import socket
 import time
 import uuid
 from collections import Counter
@@ -24,6 +25,7 @@ from margin.clients.rotating_secret import RotatingSecret
 from margin.domain.order import Order
 from margin.domain.position import Side
 from margin.errors import PostgresUnavailableError, RedisUnavailableError, SecretUnavailableError
+from margin_local.servers.ports import HOST
 from tests import acl
 from tests.actions import deposit, mark
 from tests.database import FUNCTIONS, OWNER
@@ -257,12 +259,29 @@ async def test_rotation_under_load_loses_no_request(
 @pytest.fixture
 def calls() -> list[str]:
     """Return the stages that are read from Secrets Manager, one entry a call."""
+    return _calls_from_now_on()
+
+
+def _calls_from_now_on() -> list[str]:
     read: list[str] = []
     events = rotating_secret._client().meta.events
     events.register(
         "provide-client-params.secrets-manager.GetSecretValue", lambda params, **_: read.append(params["VersionStage"])
     )
     return read
+
+
+@pytest.fixture
+def fall_silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
+    """Yield a function that has Secrets Manager take calls and answer none; it returns those that are made then."""
+    with socket.create_server((HOST, 0)) as silent:
+
+        def begin() -> list[str]:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{HOST}:{silent.getsockname()[1]}")
+            rotating_secret._client.cache_clear()
+            return _calls_from_now_on()
+
+        yield begin
 
 
 async def test_password_that_is_simply_wrong_is_refused_and_asked_for_twice_however_many_need_it(
@@ -315,6 +334,82 @@ async def test_kept_password_is_replaced_when_it_is_old_enough(
     redis_rotation.finish()
     assert secret.value() != first
     assert calls == ["AWSCURRENT"] * 3
+
+
+async def test_kept_passwords_are_used_on_while_secrets_manager_does_not_answer(
+    make_engine: MakeEngine,
+    redis_rotation: Rotation,
+    postgres_rotation: Rotation,
+    fall_silent: Callable[[], list[str]],
+) -> None:
+    engine = await make_engine(
+        redis_secret=redis_rotation.name, redis_password="", postgres_secret=postgres_rotation.name, secret_ttl_s=0
+    )
+    for account_id in ACCOUNTS:
+        await deposit(engine, account_id, "1")
+    calls = fall_silent()
+    for _ in range(2):
+        redis_rotation.drop_connections()
+        postgres_rotation.drop_connections()
+        async with asyncio.timeout(PATIENCE_S):
+            outcomes = await asyncio.gather(*(deposit(engine, account_id, "1") for account_id in ACCOUNTS))
+        assert {outcome.final for outcome in outcomes} == {True}
+    # One for each store: while it is under way, and for a while after it, the others do without.
+    assert calls == ["AWSCURRENT", "AWSCURRENT"]
+
+
+@pytest.mark.parametrize("store_of", ["redis", "postgres"])
+async def test_without_a_kept_password_one_call_fails_for_all_who_wait_and_for_those_who_come_after_it(
+    make_engine: MakeEngine,
+    redis_rotation: Rotation,
+    postgres_rotation: Rotation,
+    fall_silent: Callable[[], list[str]],
+    store_of: str,
+) -> None:
+    engine = await make_engine(
+        opened=False, redis_secret=redis_rotation.name, redis_password="", postgres_secret=postgres_rotation.name
+    )
+    calls = fall_silent()
+
+    async def read() -> object:
+        if store_of == "redis":
+            return await engine.margin.account_margin(1)
+        return await engine.history_store.accounts(0, 1)
+
+    for _ in range(2):
+        async with asyncio.timeout(PATIENCE_S):
+            outcomes = await asyncio.gather(*(read() for _ in range(8)), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {SecretUnavailableError}
+    assert calls == ["AWSCURRENT"]
+
+
+@pytest.mark.parametrize("loss", ["nobody listens", "no password any more"])
+async def test_kept_password_outlives_a_secret_that_cannot_be_read(
+    redis_rotation: Rotation, aws: Aws, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    secret = RotatingSecret(redis_rotation.name, 0)
+    first = secret.value()
+    if loss == "nobody listens":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        rotating_secret._client.cache_clear()
+    else:
+        aws.secrets.put_secret_value(SecretId=redis_rotation.name, SecretString="no json")
+    calls = _calls_from_now_on()
+    assert [secret.value(), secret.value()] == [first, first]
+    assert calls == ["AWSCURRENT"]
+
+
+async def test_password_that_a_migration_sets_is_never_a_kept_one(
+    make_engine: MakeEngine, aws: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"margin-{uuid.uuid4().hex}"
+    aws.put_secret(name, username=FUNCTIONS, password="first")
+    engine = await make_engine(opened=False, postgres_functions_secret=name)
+    assert engine.functions_password() == "first"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    rotating_secret._client.cache_clear()
+    with pytest.raises(SecretUnavailableError):
+        engine.functions_password()
 
 
 async def test_refused_password_is_the_only_one_where_secrets_manager_is_down(

@@ -113,4 +113,5 @@ def test_no_two_advisory_locks_have_one_number() -> None:
     taken = re.compile(r"pg_(?:try_)?advisory_(?:xact_)?(?:lock|lock_shared|xact_lock_shared)\(([^)]*)\)")
     texts = [path.read_text(encoding="utf-8") for path in files]
     first = {arguments.split(",")[0] for text in texts for arguments in taken.findall(text)}
-    assert first == {"{_LOCK}", "%(lock", "%s", "730546121", "730546122"}
+    switches = str(control_postgres._ONE_AT_A_TIME)
+    assert first == {"{_LOCK}", "%(lock", "%s", switches, "730546121", "730546122"}

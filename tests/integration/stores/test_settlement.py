@@ -241,6 +241,7 @@ async def test_deleveraging_that_was_tampered_with_is_found(engine: Engine, quer
     assert [one.what for one in report.differences] == [
         "Redis holds another chain hash",
         f"event {n}: the ledger of the deleveraging is not what it comes to",
+        f"the amount of step 1 of liquidation {body['detail']['liquidation_id']} is not what its event says",
     ]
 
 

@@ -9,6 +9,7 @@ import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 import redis
 
@@ -27,14 +28,15 @@ from tests import acl
 from tests.actions import ALICE, BTC, ETH, buy, contribute, deposit, fund, mark, sell, switch, withdraw
 from tests.database import FUNCTIONS, connect
 from tests.integration.conftest import admin
-from tests.integration.stores.verifying import SIZES, breaks, verified
+from tests.integration.stores.verifying import SIZES, breaks, differences, verified
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from margin_local.servers import EmbeddedPostgres, EmbeddedValkey
 
     Query = Callable[..., list[tuple[Any, ...]]]
+    Reconciled = Callable[[], Awaitable[list[tuple[int | None, str]]]]
 
 BANKRUPT, SHORT, SMALL, DONOR = 1, 2, 3, 4
 
@@ -124,6 +126,16 @@ async def history(settings: Settings) -> AsyncIterator[AuditPostgresClient]:
     client = AuditPostgresClient(settings)
     yield client
     await client.close()
+
+
+@pytest.fixture
+def reconciled(settings: Settings) -> Reconciled:
+    """Reconcile once from the beginning, in small pages: of whom something differs, and what."""
+
+    async def reconcile() -> list[tuple[int | None, str]]:
+        return await differences(settings)
+
+    return reconcile
 
 
 # --- untouched ---
@@ -331,6 +343,202 @@ async def test_lines_of_no_account_are_found_though_they_sum_to_zero(
     assert ("the ledger", "all its lines do not sum to zero") in await breaks(history)
 
 
+LEAST = -(2**63)
+NO_ACCOUNTS = (LEAST, -1, 0)
+"""Ids that no account can have."""
+
+STRAY_ROWS = {
+    "trades": "({id}, 1, 'BTC-PERP', 'BUY', 1, 1, 1, 0, 0, now())",
+    "liquidations": "({id}, {least}, 1, 1, 'MARK_PRICE', '[]', 0, now())",
+    "ledger_lines": "({id}, {least}, -32768, 'insurance', 1000000)",
+}
+
+
+@pytest.mark.parametrize("table", STRAY_ROWS)
+@pytest.mark.parametrize("account_id", NO_ACCOUNTS)
+async def test_functions_cannot_add_rows_of_what_cannot_be_an_account(
+    settings: Settings, table: str, account_id: int
+) -> None:
+    values = STRAY_ROWS[table].format(id=account_id, least=LEAST)
+    with connect(settings, user=FUNCTIONS) as connection, pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute(f"insert into {table} values {values}".encode())  # noqa: S608 - of our own tables
+
+
+@pytest.mark.parametrize("table", STRAY_ROWS)
+@pytest.mark.parametrize("account_id", NO_ACCOUNTS)
+async def test_rows_of_what_cannot_be_an_account_are_found(
+    history: AuditPostgresClient,
+    settings: Settings,
+    query: Query,
+    reconciled: Reconciled,
+    table: str,
+    account_id: int,
+) -> None:
+    with without_checks(settings, table):
+        query(f"insert into {table} values {STRAY_ROWS[table].format(id=account_id, least=LEAST)} returning 1")  # noqa: S608
+    what = f"rows in {table} are of an account that has none in accounts"
+    found = await breaks(history)
+    assert found[0] == (f"account {account_id}", what)
+    assert len(found) == (2 if table == "ledger_lines" else 1)
+    assert (account_id, what) in await reconciled()
+    if table == "ledger_lines":
+        assert found[1] == ("the ledger", "all its lines do not sum to zero")
+        assert (None, "the whole ledger does not sum to zero") in await reconciled()
+
+
+async def test_lines_that_functions_forge_of_an_account_are_found_though_they_sum_to_zero(
+    history: AuditPostgresClient, settings: Settings, reconciled: Reconciled
+) -> None:
+    with connect(settings, user=FUNCTIONS) as connection:
+        connection.execute("insert into ledger_lines values (4, 1, 1, 'insurance', 5), (4, 1, 2, 'external', -5)")
+    assert await breaks(history) == [("account 4", "ledger_lines has rows that belong to no event")]
+    assert await reconciled() == [(4, "ledger_lines has rows that belong to no event")]
+
+
+async def test_lines_that_functions_forge_of_no_account_are_found_by_reconcile_too(
+    settings: Settings, reconciled: Reconciled
+) -> None:
+    with connect(settings, user=FUNCTIONS) as connection:
+        connection.execute("insert into ledger_lines values (77, 1, 1, 'insurance', 5), (77, 1, 2, 'external', -5)")
+    assert await reconciled() == [(77, "rows in ledger_lines are of an account that has none in accounts")]
+
+
+# --- how shortfalls are settled, which is planned outside of the chains ---
+
+FROM_THE_FUND, RAISED, PASSED_ON = 1, 2, 3
+"""The steps that there are: what the fund had is paid, somebody is deleveraged, and what that raised is paid."""
+
+
+def liquidation_of(query: Query) -> int:
+    ((liquidation_id,),) = query("select id from liquidations where shortfall > 0")
+    return int(liquidation_id)
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "column"),
+    [
+        (FROM_THE_FUND, "amount = amount + 1", "amount"),
+        (FROM_THE_FUND, "uncovered = uncovered + 1", "uncovered"),
+        (FROM_THE_FUND, "after_event_id = after_event_id - 1", "after_event_id"),
+        (FROM_THE_FUND, "symbol = 'BTC-PERP', quantity = 1, type = 'DELEVERAGING'", "type"),
+        (FROM_THE_FUND, "symbol = 'BTC-PERP', quantity = 1, type = 'DELEVERAGING'", "quantity"),
+        (FROM_THE_FUND, "number = 1 + 10", "number"),
+        (FROM_THE_FUND, "liquidation_price = 1", "liquidation_price"),
+        (FROM_THE_FUND, "bankruptcy_price = 1", "bankruptcy_price"),
+        (FROM_THE_FUND, "shared_notional = 1", "shared_notional"),
+        (FROM_THE_FUND, "source_number = 2", "source"),
+        (FROM_THE_FUND, "source_number = 1", "source"),
+        (FROM_THE_FUND, "source_number = 77", "source"),
+        (PASSED_ON, "source_number = null", "source"),
+        (PASSED_ON, "source_number = 1", "source"),
+        (RAISED, "amount = amount + 1", "amount"),
+        (RAISED, "uncovered = uncovered + 1", "uncovered"),
+        (RAISED, "account_id = 3", "account_id"),
+        (RAISED, "symbol = 'ETH-PERP'", "symbol"),
+        (RAISED, "quantity = quantity * 2", "quantity"),
+        (RAISED, "liquidation_price = liquidation_price + 1", "liquidation_price"),
+        (RAISED, "bankruptcy_price = null", "bankruptcy_price"),
+        (RAISED, "shared_notional = 1 + coalesce(shared_notional, 0)", "shared_notional"),
+        (RAISED, "source_number = 1", "source"),
+    ],
+)
+async def test_step_that_is_not_what_happened_is_found(
+    history: AuditPostgresClient, query: Query, reconciled: Reconciled, number: int, change: str, column: str
+) -> None:
+    ((account_id, now),) = query(
+        f"update settlement_steps set {change} where number = %(number)s returning account_id, number",  # noqa: S608
+        number=number,
+    )
+    what = f"the {column} of step {now} of liquidation {liquidation_of(query)} is not what its event says"
+    assert (f"account {account_id}", what) in await breaks(history)
+    assert (account_id, what) in await reconciled()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "executed_on = 3",
+        "after_n = after_n + 1",
+        "key = 'another'",
+        "event_id = 7",
+        "outcome = 'void', event_id = null",
+    ],
+)
+async def test_step_that_is_put_where_nothing_happened_is_found(
+    history: AuditPostgresClient, query: Query, reconciled: Reconciled, change: str
+) -> None:
+    query(f"update settlement_steps set {change} where number = %(number)s returning 1", number=FROM_THE_FUND)  # noqa: S608
+    found = f"events of liquidation {liquidation_of(query)} happened that no step planned"
+    assert ("account 1", found) in await breaks(history)
+    assert (BANKRUPT, found) in await reconciled()
+
+
+async def test_shortfall_that_is_noted_as_settled_and_is_not_is_found(
+    history: AuditPostgresClient, settings: Settings, query: Query, reconciled: Reconciled
+) -> None:
+    """Whoever notes it keeps the fund from ever paying it."""
+    query("update liquidations set shortfall = shortfall + 1 where shortfall > 0 returning 1")
+    what = f"liquidation {liquidation_of(query)} is noted as settled and is not paid"
+    assert ("account 1", what) not in await breaks(history)
+    with connect(settings, user=FUNCTIONS) as connection:
+        connection.execute("update liquidations set settled = true where shortfall > 0")
+    assert ("account 1", what) in await breaks(history)
+    assert (BANKRUPT, what) in await reconciled()
+
+
+@pytest.mark.parametrize("noted", [True, False])
+async def test_shortfall_that_is_paid_is_sound_noted_or_not(
+    history: AuditPostgresClient, query: Query, reconciled: Reconciled, noted: bool
+) -> None:
+    query("update liquidations set settled = %(noted)s where shortfall > 0 returning 1", noted=noted)
+    query("update settlement_steps set spent = %(noted)s where type = 'DELEVERAGING' returning 1", noted=noted)
+    if not noted:
+        query("update settlement_steps set outcome = null, event_id = null where number = 3 returning 1")
+    assert await breaks(history) == []
+    assert await reconciled() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "tamper"),
+    [
+        (FROM_THE_FUND, "update settlement_steps set spent = true where number = 1"),
+        (RAISED, "update settlement_steps set spent = true, account_id = 3 where number = 2"),
+    ],
+)
+async def test_step_that_is_noted_as_spent_and_was_not_paid_out_is_found(
+    history: AuditPostgresClient, query: Query, reconciled: Reconciled, number: int, tamper: str
+) -> None:
+    ((account_id,),) = query(f"{tamper} returning account_id")
+    what = f"step {number} of liquidation {liquidation_of(query)} is noted as spent and was not paid out"
+    assert (f"account {account_id}", what) in await breaks(history)
+    assert (account_id, what) in await reconciled()
+
+
+async def test_step_whose_event_was_made_unreadable_is_found(
+    history: AuditPostgresClient, query: Query, reconciled: Reconciled
+) -> None:
+    what = f"the event of step 2 of liquidation {liquidation_of(query)} cannot be read"
+    for body in ("[]", "7", '{"type": "DELEVERAGING", "detail": {"positions": 3}}'):
+        query("update events set body = %(body)s::jsonb where type = 'DELEVERAGING' returning 1", body=body)
+        assert ("account 1", what) in await breaks(history)
+        assert (BANKRUPT, what) in await reconciled()
+
+
+async def test_step_that_functions_plan_of_no_shortfall_is_found(
+    history: AuditPostgresClient, settings: Settings, query: Query, reconciled: Reconciled
+) -> None:
+    """It would withhold what the fund has from those who are owed it."""
+    with connect(settings, user=FUNCTIONS) as connection:
+        connection.execute(
+            "insert into settlement_steps (id, account_id, liquidation_id, number, type, key, executed_on, after_n,"
+            " after_event_id, epoch, hold, amount, uncovered)"
+            " select max(id) + 1, 77, 5, 1, 'SETTLEMENT', 'k', 77, 1, 1, 1, '', 1000000, 0 from settlement_steps"
+        )
+    what = "step 1 is planned of liquidation 5, which left nothing unpaid"
+    assert await breaks(history) == [("account 77", what)]
+    assert await reconciled() == [(77, what)]
+
+
 # --- chains of changes ---
 
 PLACES = {
@@ -462,7 +670,8 @@ def without_checks(settings: Settings, table: str) -> Iterator[None]:
             yield
         finally:
             for name, definition in checks:
-                connection.execute(f"alter table {table} add constraint {name} {definition} not valid")
+                again = f"{definition.removesuffix(' NOT VALID')} not valid"
+                connection.execute(f"alter table {table} add constraint {name} {again}")
 
 
 async def test_change_that_was_deleted_in_the_middle_is_found(chained: Chained, history: AuditPostgresClient) -> None:

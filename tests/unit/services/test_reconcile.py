@@ -109,7 +109,9 @@ async def test_age_grows_until_a_cycle_is_complete(exchange: Exchange) -> None:
         Cycle(START_US, START_US - 5, Stage.ACCOUNTS, (7, 9)),
         Cycle(START_US, None, Stage.PARTITIONS, (3,)),
         Cycle(START_US, None, Stage.LEDGER, (1, 2, 3)),
+        Cycle(START_US, None, Stage.STRANGERS, (2, -(2**63) - 1)),
         Cycle(START_US, None, Stage.SETTLEMENT, (1, 2)),
+        Cycle(START_US, None, Stage.STEPS, (4,)),
     ],
 )
 def test_cycle_is_resumed_as_it_was_written(cycle: Cycle) -> None:
@@ -134,12 +136,19 @@ def test_cycle_that_cannot_be_read_is_followed_by_a_new_one(text: str) -> None:
 async def test_settlements_are_looked_at_in_pages_and_each_that_is_not_sound_is_found(exchange: Exchange) -> None:
     history, hot = await stores(exchange)
     sound = AuditedSettlement(
-        account_id=1, liquidation_id=5, shortfall=Decimal(10), settled=Decimal(10), unplanned=0, missing=0
+        account_id=1,
+        liquidation_id=5,
+        shortfall=Decimal(10),
+        settled=Decimal(10),
+        is_noted=True,
+        unplanned=0,
+        missing=0,
     )
     overpaid = dataclasses.replace(sound, liquidation_id=6, settled=Decimal(11))
     unplanned = dataclasses.replace(sound, account_id=2, unplanned=1)
-    missing = dataclasses.replace(sound, account_id=3, settled=Decimal(0), missing=2)
-    history.settled = [sound, overpaid, unplanned, missing]
+    missing = dataclasses.replace(sound, account_id=3, settled=Decimal(0), is_noted=False, missing=2)
+    unpaid = dataclasses.replace(sound, account_id=4, settled=Decimal(9))
+    history.settled = [sound, overpaid, unplanned, missing, unpaid]
     service = ReconcileService(history, hot, PageSizes(settlements=2))
     report = await service.reconcile()
     assert report.complete
@@ -147,6 +156,7 @@ async def test_settlements_are_looked_at_in_pages_and_each_that_is_not_sound_is_
         (1, "more was paid of liquidation 6 than it left unpaid", "10", "11"),
         (2, "events of liquidation 5 happened that no step planned", "0", "1"),
         (3, "steps of liquidation 5 are noted as executed without their event", "0", "2"),
+        (4, "liquidation 5 is noted as settled and is not paid", "10", "9"),
     ]
 
 

@@ -56,5 +56,15 @@ begin
     end loop;
 end $$;
 
--- A sample of a mark price may be forgotten when it is old, but not altered.
+-- A sample of a mark price may be forgotten when it is old, but not altered. What is younger than a day is never old: MARK_HISTORY_DAYS is 1 at the least.
 create trigger append_only before update on mark_price_samples for each row execute function refuse_change();
+create trigger append_only_for_a_day before delete on mark_price_samples
+    for each row when (old.at >= now() - interval '1 day') execute function refuse_change();
+create trigger append_only_whole before truncate on mark_price_samples for each statement execute function refuse_change();
+
+-- `accounts` refuses such an id since the beginning. A row of one here would belong to nobody and still be in the sums over all accounts, of which the
+-- insurance fund is one. Rows that are there are not looked at, so the tables are locked for a moment only; `reconcile` finds them.
+alter table events add check (account_id > 0) not valid;
+alter table trades add check (account_id > 0) not valid;
+alter table liquidations add check (account_id > 0) not valid;
+alter table ledger_lines add check (account_id > 0) not valid;

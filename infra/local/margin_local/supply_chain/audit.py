@@ -1,8 +1,9 @@
 """`python -m margin_local.supply_chain.audit`: known vulnerabilities of every package in every lock.
 
 The exit status is 0 when there are none that were not accepted, 1 when there are, 2 when the list of accepted ones
-cannot be used. Where no source of advisories can be reached it says `skipped:` and ends with 0; with REQUIRE_AUDIT=1
-that is a failure too, and so is a package that the source does not know. AUDIT_OSV_URL names a mirror to ask instead.
+cannot be used. Where no source of advisories can be reached it says so in capitals and ends with 0; with
+REQUIRE_AUDIT=1 that is a failure too, and so is a package that the source does not know. AUDIT_OSV_URL names a mirror
+to ask instead.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         answer = advisories.ask(holders, osv_url=os.environ.get("AUDIT_OSV_URL") or None)
     except advisories.UnreachableError as error:
         print(f"skipped: the audit of {len(holders)} packages, no source of advisories can be reached. {error}.")
+        print(f"AUDIT SKIPPED: NOBODY KNOWS WHETHER THE {len(holders)} LOCKED PACKAGES ARE VULNERABLE")
         return FAILED if is_required else PASSED
     return _report(answer, accepted, holders, today, is_required=is_required)
 

@@ -2,8 +2,9 @@
 
 It looks with detect-secrets, and without any network, into every file that git knows or is about to know, or into those
 that are named. What is found and is no secret stands in `infra/local/allowed-strings.toml` with the reason; an entry
-that nothing needs any more is an error as well. The exit status is 0 when nothing is found, 1 when something is, 2 when
-the list cannot be used.
+that nothing needs any more is an error as well. So is a file that it cannot look into, until its content is allowed:
+what is no UTF-8 text, and what by its name is none. The exit status is 0 when nothing is found, 1 when something is, 2
+when the list cannot be used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
+import hashlib
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -19,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detect_secrets.core.secrets_collection import SecretsCollection
+from detect_secrets.filters.heuristic import is_non_text_file
 from detect_secrets.settings import transient_settings
 
-from margin_local.supply_chain.locks import ROOT, locks
+from margin_local.supply_chain.locks import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -40,6 +44,7 @@ _FILTERS = (
     *("is_prefixed_with_dollar_sign", "is_sequential_string", "is_templated_secret"),
 )
 # May be allowed in whole folders; what the others find looks like nothing but a secret.
+UNREADABLE = "Unreadable File"
 _GUESSES = {"Secret Keyword", "Base64 High Entropy String", "Hex High Entropy String"}
 
 
@@ -55,7 +60,7 @@ class Finding:
     line: int
     kind: str
     digest: str
-    """SHA-1 of the string."""
+    """SHA-1 of the string, or of the whole file where that cannot be looked into."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,6 +132,33 @@ def scan(files: Sequence[str], root: Path) -> list[Finding]:
     )
 
 
+def unreadable(files: Sequence[str], root: Path) -> list[Finding]:
+    """Return the files that the detectors pass over in silence: by the end of the name, or since they are no text."""
+    return [
+        Finding(
+            os.path.relpath(root / name, root), 1, UNREADABLE, hashlib.sha1(content, usedforsecurity=False).hexdigest()
+        )
+        for name in files
+        for content in [(root / name).read_bytes()]
+        if is_non_text_file(name) or not _is_text(content)
+    ]
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        return "\0" not in content.decode()
+    except UnicodeDecodeError:
+        return False
+
+
+def locks_of_the_script(root: Path = ROOT) -> set[str]:
+    """List the locks that `locks.sh check` compares with what it makes itself; another one could say anything."""
+    script = root / "infra" / "local" / "locks.sh"
+    if not script.is_file():
+        return set()
+    return set(re.findall(r"^\w+=([\w/-]+/requirements[\w-]*\.txt)$", script.read_text(encoding="utf-8"), re.MULTILINE))
+
+
 def files_of_the_repository(root: Path = ROOT) -> list[str]:
     """List the paths of the files that git knows or is about to know, without what cannot hold a secret.
 
@@ -143,7 +175,7 @@ def files_of_the_repository(root: Path = ROOT) -> list[str]:
     except (OSError, subprocess.CalledProcessError) as error:
         raise ListError(f"git cannot list the files of {root}: name them instead.") from error
     # Digests throughout, which `locks.sh check` compares; digests again; and what is made of code that is scanned.
-    left_out = {*(str(path.relative_to(root)) for path in locks(root)), _relative(ALLOWED), _relative(DOCUMENT)}
+    left_out = {*locks_of_the_script(root), _relative(ALLOWED), _relative(DOCUMENT)}
     return sorted(name for name in set(listed.stdout.split("\0")) - left_out if name and (root / name).is_file())
 
 
@@ -159,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ListError as error:
         print(f"secret scan: {error}", file=sys.stderr)
         return BAD_LIST
-    found = scan(files, ROOT)
+    found = [*scan(files, ROOT), *unreadable(files, ROOT)]
     lines = [
         f"{each.file}:{each.line}: {each.kind} (digest {each.digest})"
         for each in found

@@ -15,6 +15,7 @@ from margin.ports.audit import (
     AuditedChange,
     AuditedEvent,
     AuditedSettlement,
+    AuditedStep,
     ChangeChain,
     LedgerPage,
 )
@@ -96,14 +97,14 @@ _LEDGER = """
 # Of a deleveraging the row is that of its own event; of a liquidation all steps that were planned for it.
 _SETTLEMENTS = """
     with page as (
-        select account_id, id, shortfall, reason
+        select account_id, id, shortfall, settled as is_noted, reason
         from liquidations
         where (account_id, id) > (%(account_id)s, %(liquidation_id)s)
             and (shortfall > 0 or reason = 'AUTO_DELEVERAGING')
         order by account_id, id
         limit %(limit)s
     )
-    select page.account_id, page.id as liquidation_id, shortfall, coalesce(payments.settled, 0) as settled,
+    select page.account_id, page.id as liquidation_id, shortfall, coalesce(payments.settled, 0) as settled, is_noted,
         coalesce(payments.unplanned, 0) + (
             select count(*)
             from events
@@ -143,6 +144,52 @@ _SETTLEMENTS = """
             and body -> 'detail' ->> 'liquidation_id' = page.id::text
     ) as payments
     order by page.account_id, page.id
+"""
+
+
+# Limits that change nothing keep the planner from reading whole tables for each page.
+_STEPS = """
+    select step.id, step.account_id, step.liquidation_id, step.number, step.spent as is_spent,
+        source.executed_on as source_account_id, source.event_id as source_event_id,
+        event.previous_event_id, event.body::text as body,
+        jsonb_build_object(
+            'type', step.type, 'account_id', step.account_id::text, 'liquidation_id', step.liquidation_id::text,
+            'number', step.number::text, 'after_event_id', step.after_event_id::text, 'amount', step.amount::text,
+            'uncovered', step.uncovered::text, 'symbol', step.symbol, 'quantity', step.quantity::text,
+            'liquidation_price', step.liquidation_price::text, 'bankruptcy_price', step.bankruptcy_price::text,
+            'shared_notional', step.shared_notional::text, 'source_number', step.source_number::text
+        )::text as columns,
+        shortfall is not null as has_shortfall,
+        step.type = 'DELEVERAGING' and (step.outcome is not distinct from 'void' or payment is not null) as was_paid_out
+    from (
+        select * from settlement_outcomes where id > %(after_id)s order by id limit %(limit)s
+    ) as step
+    left join lateral (
+        select shortfall
+        from liquidations
+        where (account_id, id) = (step.account_id, step.liquidation_id) and shortfall > 0
+        limit 1
+    ) as liquidation on true
+    left join lateral (
+        select number as payment
+        from settlement_outcomes
+        where (account_id, liquidation_id) = (step.account_id, step.liquidation_id) and source_number = step.number
+            and outcome = 'executed'
+        limit 1
+    ) as paid on true
+    left join lateral (
+        select executed_on, event_id
+        from settlement_outcomes
+        where (account_id, liquidation_id, number) = (step.account_id, step.liquidation_id, step.source_number)
+        limit 1
+    ) as source on true
+    left join lateral (
+        select previous_event_id, body
+        from events
+        where (account_id, n) = (step.executed_on, step.after_n + 1) and events.key = step.key
+        limit 1
+    ) as event on true
+    order by step.id
 """
 
 
@@ -297,6 +344,15 @@ class AuditPostgresClient:
         parameters = {"account_id": after[0], "liquidation_id": after[1], "limit": limit}
         return [AuditedSettlement(**row) for row in await self._pool.query(_SETTLEMENTS, parameters)]
 
+    async def steps(self, after_id: int, limit: int) -> list[AuditedStep]:
+        """Read the steps of settling behind an id, in order of their ids.
+
+        Raises
+        ------
+        PostgresUnavailableError
+        """
+        return [_audited_step(row) for row in await self._pool.query(_STEPS, {"after_id": after_id, "limit": limit})]
+
     async def changes(
         self, chain: ChangeChain, start: tuple[str, int] | None, limit: int, *, name: str | None = None
     ) -> list[AuditedChange]:
@@ -365,6 +421,23 @@ def _audited_event(row: Row) -> AuditedEvent:
         lines=tuple((line, account, amount) for line, account, amount in _json(row["lines"] or "[]") or ()),
         trade=_json(row["trade"]) or {} if row["trade"] else None,
         liquidation=_json(row["liquidation"]) or {} if row["liquidation"] else None,
+    )
+
+
+def _audited_step(row: Row) -> AuditedStep:
+    source_account_id, source_event_id = row["source_account_id"], row["source_event_id"]
+    return AuditedStep(
+        id=row["id"],
+        account_id=row["account_id"],
+        liquidation_id=row["liquidation_id"],
+        number=row["number"],
+        columns=json.loads(row["columns"]),
+        source=None if source_event_id is None else (source_account_id, source_event_id),
+        previous_event_id=row["previous_event_id"],
+        body=None if row["body"] is None else _json(row["body"]),
+        has_shortfall=row["has_shortfall"],
+        is_spent=row["is_spent"],
+        was_paid_out=row["was_paid_out"],
     )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from margin.config import Settings
 
 _ONE_AT_A_TIME = 7_305_461_211
-"""Advisory lock of the one that writes a change down; any constant that no other lock of the project has."""
+"""Advisory lock of the one that writes a change down, or skips ids in `skip_control_ids`; no other lock has it."""
 
 # Ids are taken under a lock that is held until the change is visible: whoever sees one sees all before it.
 _RECORD = """
@@ -26,12 +26,8 @@ _RECORD = """
     from turn
     returning id, name, state, reason, subject, (extract(epoch from changed_at) * 1000000)::bigint as changed_at_us
 """
-# A number is drawn as well, because a sequence that is set to less than it has given out would give that out twice.
-_SKIP_IDS = """
-    with turn as materialized (select pg_advisory_xact_lock(%(lock)s))
-    select setval(sequence, greatest(nextval(sequence), %(up_to)s))
-    from turn, pg_get_serial_sequence('control_changes', 'id') as named, cast(named as regclass) as sequence
-"""
+# The role may not set the sequence itself; this sets it no further than history can have lost changes.
+_SKIP_IDS = "select skip_control_ids(%(up_to)s::bigint)"
 _IN_FORCE = """
     select id, name, state, reason, subject, (extract(epoch from changed_at) * 1000000)::bigint as changed_at_us
     from control_changes as change
@@ -142,8 +138,9 @@ class ControlPostgresClient:
         Raises
         ------
         PostgresUnavailableError
+            That as well where this id is more than 2^24 ahead of every change: no exchange has lost so many.
         """
-        await self._pool.query(_SKIP_IDS, {"lock": _ONE_AT_A_TIME, "up_to": up_to})
+        await self._pool.query(_SKIP_IDS, {"up_to": up_to})
 
 
 def _change(row: Row) -> ControlChange:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
-from margin.clients.rotating_secret import making, rotating_secret
+from margin.clients.rotating_secret import RotatingSecret, making, rotating_secret
 from margin.errors import SecretUnavailableError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 REFUSALS_MAX = 2
 """How many other credentials one connection is tried with: what is current, then what is about to be."""
+_TOO_LATE = "Credentials of a store could not be had in time."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,9 +58,30 @@ class StoreLogins:
         """
         return self._given if self._secret is None else self._login_of(self._secret.value())
 
-    async def next_login(self) -> Login:
-        """Return the same without holding up the event loop."""
-        return self._given if self._secret is None else await asyncio.to_thread(self.login)
+    async def next_login(self, timeout_s: float, first_timeout_s: float) -> Login:
+        """Return the same without holding up the event loop, in bounded time.
+
+        Parameters
+        ----------
+        timeout_s : float
+            How long to wait, in seconds, where there is a login from before to fall back on.
+        first_timeout_s : float
+            How long where there is none.
+
+        Raises
+        ------
+        SecretUnavailableError
+        """
+        secret = self._secret
+        if secret is None:
+            return self._given
+        try:
+            async with asyncio.timeout(first_timeout_s if secret.kept is None else timeout_s):
+                return await asyncio.to_thread(self.login)
+        except TimeoutError as error:
+            if secret.kept is None:
+                raise SecretUnavailableError(_TOO_LATE) from error
+            return self._login_of(secret.kept)
 
     async def login_instead_of(self, refused: Login, timeout_s: float) -> Login | None:
         """Return another login than one that the store has refused: None where there is none, or none in time."""
@@ -73,10 +95,7 @@ class StoreLogins:
         return None if found is None else self._login_of(found)
 
     def _login_of(self, secret: dict[str, Any]) -> Login:
-        if "password" not in secret:
-            message = "A secret of the engine holds no password."
-            raise SecretUnavailableError(message)
-        return Login(str(secret.get("username") or self._given.username), str(secret["password"]), secret)
+        return Login(str(secret.get("username") or self._given.username), _password_of(secret), secret)
 
 
 class PostgresLogins(StoreLogins):
@@ -107,19 +126,39 @@ class PostgresLogins(StoreLogins):
         )
         return Login(settings.postgres_user, str(token))
 
-    async def next_login(self) -> Login:
-        """Return the same without holding up the event loop: what signs may first have to ask who it is."""
-        return await asyncio.to_thread(self.login) if self._settings.postgres_iam else await super().next_login()
+    async def next_login(self, timeout_s: float, first_timeout_s: float) -> Login:
+        """Return the same without holding up the event loop: what signs may first have to ask who it is.
+
+        Raises
+        ------
+        SecretUnavailableError
+        """
+        if not self._settings.postgres_iam:
+            return await super().next_login(timeout_s, first_timeout_s)
+        try:
+            async with asyncio.timeout(first_timeout_s):
+                return await asyncio.to_thread(self.login)
+        except TimeoutError as error:
+            raise SecretUnavailableError(_TOO_LATE) from error
 
 
 def secret_password(name: str) -> str:
     """Read the password in a secret, now; "" where no secret is named.
 
+    One that is kept would not do: it is not tried and refused, it is set.
+
     Raises
     ------
     SecretUnavailableError
     """
-    return StoreLogins(Login("", ""), secret=name, ttl_s=0).login().password if name else ""
+    return _password_of(RotatingSecret(name, 0).value()) if name else ""
+
+
+def _password_of(secret: Mapping[str, Any]) -> str:
+    if "password" not in secret:
+        message = "A secret of the engine holds no password."
+        raise SecretUnavailableError(message)
+    return str(secret["password"])
 
 
 def redis_logins(settings: Settings) -> StoreLogins:

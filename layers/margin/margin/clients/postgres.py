@@ -140,13 +140,14 @@ _SAVE_MARKS = """
     on conflict (symbol) do update set price = excluded.price, stamp_us = excluded.stamp_us
     where mark_prices.stamp_us < excluded.stamp_us
 """
-# Two that clean up at once take different rows instead of waiting for each other.
+# Two that clean up at once take different rows instead of waiting for each other. Redis' clock may be ahead: what
+# PostgreSQL refuses to delete, because it is not a day old, is left for later.
 _FORGET_SAMPLES = """
     delete from mark_price_samples
     where (symbol, at) in (
         select symbol, at
         from mark_price_samples
-        where at < %(before)s
+        where at < least(%(before)s::timestamptz, now() - interval '1 day')
         order by at
         limit %(limit)s
         for update skip locked

@@ -99,10 +99,11 @@ class PostgresPool:
         ------
         PostgresUnavailableError
         SecretUnavailableError
-            The login cannot be read.
+            The login cannot be read, or not in time.
         """
         loop = asyncio.get_running_loop()
-        login: Login | None = await self._logins.next_login()
+        left_s = until_s - loop.time()
+        login: Login | None = await self._logins.next_login(left_s / 2, left_s)
         refused: Exception | None = None
         for _ in range(1 + REFUSALS_MAX):
             if login is None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from margin.clients.credentials import Login, StoreLogins
 
+_FIRST_LOGIN_S = 2.0
+"""How long a first login may take, which loads what it is read with; whoever waits has an answer within 3 s."""
 _TOO_LATE = "Redis refused the credentials, and others could not be had in time."
 
 
@@ -40,11 +42,12 @@ class RotatingConnection(Connection):
         Raises
         ------
         SecretUnavailableError
-            The login cannot be read.
+            The login cannot be read, or not in time.
         """
         if self.is_connected:
             return
-        login = await self._logins.next_login()
+        timeout_s = float(self.socket_connect_timeout or 1)
+        login = await self._logins.next_login(timeout_s / 2, max(timeout_s, _FIRST_LOGIN_S))
         try:
             await self._connect_as(login)
         except exceptions.AuthenticationError as error:

@@ -1,8 +1,9 @@
 """A secret in Secrets Manager that is exchanged while the engine runs.
 
-It is kept for some minutes, so that connections do not cost a call each. When a store refuses what is kept, it is read
-afresh: a rotation first has the store take the new password, which stands under AWSPENDING until the very end, and then
-names it AWSCURRENT. boto3 is Lambda's own and is imported only here and for IAM tokens, only when somebody asks.
+It is kept for some minutes, so that connections do not cost a call each, and for as long as Secrets Manager does not
+answer: it is right until a store refuses it. When a store does, it is read afresh: a rotation first has the store take
+the new password, which stands under AWSPENDING until the very end, and then names it AWSCURRENT. boto3 is Lambda's own
+and is imported only here and for IAM tokens, only when somebody asks.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 REFUSED_FOR_S = 5.0
-"""So long a value that was refused is not tried again, and, where there is no other, nothing is read again."""
+"""So long a value that was refused is not tried again, and, where there is no other, nothing is read again.
+
+Nor is it after a call that failed.
+"""
 
 _TIMEOUT_S = 1
 _ATTEMPTS = 2
 _CURRENT, _PENDING = "AWSCURRENT", "AWSPENDING"
+_UNREADABLE = "A secret of the engine cannot be read."
 making = threading.Lock()
 """Both stores ask at a cold start, each in its thread: boto3 makes one client at a time, and one is enough."""
 
@@ -45,22 +50,52 @@ class RotatingSecret:
         self._reading = threading.Lock()
         self._kept: dict[str, Any] | None = None
         self._kept_until_s = 0.0
+        self._failed_until_s = 0.0
         self._refused: list[tuple[Mapping[str, Any], float]] = []
         self._futile_until_s = 0.0
+
+    @property
+    def kept(self) -> dict[str, Any] | None:
+        """What was read last, however long ago."""
+        return self._kept
 
     def value(self) -> dict[str, Any]:
         """Return what the secret holds; a value younger than the time to live is taken from memory.
 
+        An older one is too where it cannot be read, and while somebody else reads: nobody waits for another's call who
+        has something to try.
+
         Raises
         ------
         SecretUnavailableError
-            Secrets Manager does not answer, does not know the secret, or it holds something else.
+            Nothing is kept, and Secrets Manager does not answer, has just not answered, does not know the secret, or it
+            holds something else.
         """
-        with self._reading:
-            kept = self._kept
-            if kept is None or time.monotonic() >= self._kept_until_s:
-                kept = self._keep(self._read(_CURRENT))
+        kept = self._kept
+        if kept is None:
+            with self._reading:
+                return self._current()
+        if not self._reading.acquire(blocking=False):
             return kept
+        try:
+            return self._current()
+        finally:
+            self._reading.release()
+
+    def _current(self) -> dict[str, Any]:
+        now_s = time.monotonic()
+        if self._kept is not None and now_s < self._kept_until_s:
+            return self._kept
+        if now_s >= self._failed_until_s:
+            try:
+                return self._keep(self._read(_CURRENT))
+            except SecretUnavailableError:
+                self._failed_until_s = time.monotonic() + REFUSED_FOR_S
+                if self._kept is None:
+                    raise
+        if self._kept is None:
+            raise SecretUnavailableError(_UNREADABLE)
+        return self._kept
 
     def value_instead_of(self, refused: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return another value than one that a store has just refused; None where there is none.
@@ -105,8 +140,7 @@ class RotatingSecret:
         try:
             answer = client.get_secret_value(SecretId=self._name, VersionStage=stage)
         except (BotoCoreError, ClientError) as error:
-            message = "A secret of the engine cannot be read."
-            raise SecretUnavailableError(message) from error
+            raise SecretUnavailableError(_UNREADABLE) from error
         try:
             secret = json.loads(answer["SecretString"])
         except (KeyError, ValueError):

@@ -90,19 +90,47 @@ class HotAccount:
 class AuditedSettlement:
     """What became of a liquidation's shortfall, or of the plan of a deleveraging, at one moment.
 
-    ``settled`` is what SETTLEMENT events come to; ``unplanned`` counts events without their step, ``missing`` executed
-    steps without their event.
+    ``settled`` is what SETTLEMENT events come to, ``is_noted`` whether the row says that this is all of the shortfall;
+    ``unplanned`` counts events without their step, ``missing`` executed steps without their event.
     """
 
     account_id: int
     liquidation_id: int
     shortfall: Decimal
     settled: Decimal
+    is_noted: bool
     unplanned: int
     missing: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedStep:
+    """A planned step of settling, with the event that it became, at one moment.
+
+    ``columns`` repeat what that event says, amounts as text; ``source`` is the event that raised the money (account id,
+    event id), None for none. ``body`` is the event's as JSON values that nobody has looked at, and
+    ``previous_event_id`` its column; both None where the step's account has no event of its key at its place.
+    ``has_shortfall`` says whether its liquidation left anything unpaid, ``is_spent`` what is noted, and
+    ``was_paid_out`` whether a step that paid out what this one raised has happened, or this one cannot happen any more.
+    """
+
+    id: int
+    account_id: int
+    liquidation_id: int
+    number: int
+    columns: Mapping[str, str | None]
+    source: tuple[int, int] | None
+    previous_event_id: int | None
+    body: Any
+    has_shortfall: bool
+    is_spent: bool
+    was_paid_out: bool
+
+
 TABLES_OF_ACCOUNTS = ("events", "trades", "liquidations", "ledger_lines")
+
+BEFORE_ALL = -(2**63) - 1
+"""Where to begin behind so that no row is left out, whatever its id: no account has one below 1, but a row may."""
 
 
 class ChangeChain(StrEnum):
@@ -151,6 +179,9 @@ class HistoryAudit(Protocol):
 
     async def settlements(self, after: tuple[int, int], limit: int) -> list[AuditedSettlement]:
         """Shortfalls and deleveragings behind a place (account id, liquidation id), in this order."""
+
+    async def steps(self, after_id: int, limit: int) -> list[AuditedStep]:
+        """Read the steps of settling behind an id, in order of their ids."""
 
     async def changes(
         self, chain: ChangeChain, start: tuple[str, int] | None, limit: int, *, name: str | None = None

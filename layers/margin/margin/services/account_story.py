@@ -84,9 +84,7 @@ def _closed(position: object) -> str:
 
 
 def _known(value: object) -> str:
-    """Write who or from where for a line: whatever a store says must not break it."""
-    text = "-" if value is None else shown(value)
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+    return "-" if value is None else shown(value)
 
 
 def _whole(value: object) -> int:

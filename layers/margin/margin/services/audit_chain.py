@@ -38,6 +38,11 @@ _LIQUIDATION_TEXTS = ("reason", "positions")
 _LIQUIDATION_AMOUNTS = ("equity", "maintenance_margin", "shortfall")
 
 
+def ownerless(table: str) -> Mismatch:
+    """Say of rows in a table that their account has no row in accounts: they were left behind by it, or forged."""
+    return Mismatch(f"rows in {table} are of an account that has none in accounts", "a row in accounts", "none")
+
+
 def head_of(row: AuditedAccount) -> Head:
     """Where an account stands according to its row.
 

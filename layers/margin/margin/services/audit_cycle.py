@@ -7,6 +7,8 @@ import json
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
+from margin.ports.audit import BEFORE_ALL
+
 _MICROSECONDS_PER_S = 1_000_000
 
 
@@ -15,17 +17,21 @@ class Stage(StrEnum):
 
     ACCOUNTS = "accounts"
     PARTITIONS = "partitions"
+    STRANGERS = "strangers"
     LEDGER = "ledger"
     SETTLEMENT = "settlement"
+    STEPS = "steps"
     CHANGES = "changes"
     DONE = "done"
 
 
 _PLACES = {
-    Stage.ACCOUNTS: (0, 0),
+    Stage.ACCOUNTS: (BEFORE_ALL, 0),
     Stage.PARTITIONS: (0,),
-    Stage.LEDGER: (0, 0, 0),
-    Stage.SETTLEMENT: (0, 0),
+    Stage.STRANGERS: (0, BEFORE_ALL),
+    Stage.LEDGER: (BEFORE_ALL, 0, 0),
+    Stage.SETTLEMENT: (BEFORE_ALL, 0),
+    Stage.STEPS: (BEFORE_ALL,),
     Stage.CHANGES: (0,),
     Stage.DONE: (),
 }
@@ -44,9 +50,9 @@ class Cycle:
     stage : Stage
         What it is at.
     place : tuple of int
-        Where in that: the last account that is done and the last of all (0 until it is known), the next partition, or
-        the last ledger line that is counted, or the last liquidation whose settlement is looked at, or the next kind of
-        changes.
+        Where in that: the last account that is done and the last of all (0 until it is known), the next partition, the
+        table that is walked through and the last account in it, the last ledger line that is counted, the last
+        liquidation whose settlement is looked at, the last step of settling, or the next kind of changes.
     total : Decimal
         Sum of the ledger lines that are counted.
     """

@@ -13,11 +13,11 @@ from margin.domain.chain import Head, Mismatch, UnreadableError
 from margin.domain.decimals import plain
 from margin.domain.safe_zone import TriggerSide
 from margin.observability import MetricName, count, logger
-from margin.ports.audit import ChangeChain
-from margin.services.audit_chain import ChainAudit, head_of
+from margin.ports.audit import BEFORE_ALL, TABLES_OF_ACCOUNTS, ChangeChain
+from margin.services.audit_chain import ChainAudit, head_of, ownerless
 from margin.services.audit_changes import audit_changes
 from margin.services.audit_cycle import Cycle, Stage
-from margin.services.audit_settlement import unsound_settlement
+from margin.services.audit_settlement import unsound_settlement, unsound_step
 from margin.services.audit_state import Comparison, compare
 
 if TYPE_CHECKING:
@@ -43,8 +43,10 @@ class PageSizes:
     accounts: int = 100
     batch_events: int = 10_000
     events: int = 1000
+    strangers: int = 1000
     ledger_lines: int = 100_000
     settlements: int = 1000
+    steps: int = 1000
     changes: int = 1000
 
 
@@ -104,10 +106,14 @@ class ReconcileService:
            only when it is there at a second look as well; then its chain is followed from the first event to the one
            that the row named, with all that is derived from each event.
         2. Every partition of Redis: accounts that history does not know, and triggers of symbols that are not held.
-        3. The whole ledger: its sum.
-        4. Every shortfall and every deleveraging: that it is planned what happened, that it happened what is noted as
-           executed, and that no more was paid than was missing.
-        5. Every chain of changes: switches, rules of symbols, funding, openings, rebuilds, migrations.
+        3. Every account that has any row in history: that it has one among the accounts. Of each only the first of its
+           rows in a table is read; rows too many of an account that is known were found with its chain.
+        4. The whole ledger: its sum.
+        5. Every shortfall and every deleveraging: that it is planned what happened, that it happened what is noted as
+           executed, that no more was paid than was missing, and no less where it is noted as settled.
+        6. Every planned step: that it is what its event says, that it is for a shortfall, and that what it raised was
+           paid out where that is noted.
+        7. Every chain of changes: switches, rules of symbols, funding, openings, rebuilds, migrations.
 
         Within an account there is no place to stop at, because what a chain comes to is known only at its end: an
         account whose chain is too long for what is left of the time is begun anew by the next run. One that is too long
@@ -130,8 +136,10 @@ class ReconcileService:
         stages = {
             Stage.ACCOUNTS: self._accounts,
             Stage.PARTITIONS: self._partitions,
+            Stage.STRANGERS: self._strangers,
             Stage.LEDGER: self._ledger,
             Stage.SETTLEMENT: self._settlement,
+            Stage.STEPS: self._steps,
             Stage.CHANGES: self._changes,
         }
         while cycle.stage is not Stage.DONE and keep_going():
@@ -228,7 +236,7 @@ class ReconcileService:
         """Look through one partition of Redis; when time is up before its end, the next run begins it anew."""
         (partition,) = cycle.place
         if partition >= self._hot.partitions:
-            cycle.enter(Stage.LEDGER)
+            cycle.enter(Stage.STRANGERS)
             return
         if await self._unknown_accounts(partition, report, keep_going) and await self._strays(
             partition, report, keep_going
@@ -275,6 +283,18 @@ class ReconcileService:
                         break
         return True
 
+    async def _strangers(self, cycle: Cycle, report: ReconcileReport, _keep_going: Callable[[], bool]) -> None:
+        """Walk from account to account through a table, and find those that have no row in accounts."""
+        index, after = cycle.place
+        if index >= len(TABLES_OF_ACCOUNTS):
+            cycle.enter(Stage.LEDGER)
+            return
+        table = TABLES_OF_ACCOUNTS[index]
+        last, strangers = await self._history.strangers(table, after, self._sizes.strangers)
+        for account_id in strangers:
+            self._record(account_id, Comparison((ownerless(table),)), (), report)
+        cycle.place = (index, last) if last is not None else (index + 1, BEFORE_ALL)
+
     async def _ledger(self, cycle: Cycle, report: ReconcileReport, _keep_going: Callable[[], bool]) -> None:
         """Add a page of ledger lines up."""
         account_id, event_id, line = cycle.place
@@ -298,6 +318,17 @@ class ReconcileService:
                 self._record(settled.account_id, Comparison(mismatches), (), report)
             cycle.place = (settled.account_id, settled.liquidation_id)
         if len(page) < self._sizes.settlements:
+            cycle.enter(Stage.STEPS)
+
+    async def _steps(self, cycle: Cycle, report: ReconcileReport, _keep_going: Callable[[], bool]) -> None:
+        """Look at a page of planned steps."""
+        (after_id,) = cycle.place
+        page = await self._history.steps(after_id, self._sizes.steps)
+        for step in page:
+            if mismatches := unsound_step(step):
+                self._record(step.account_id, Comparison(mismatches), (), report)
+            cycle.place = (step.id,)
+        if len(page) < self._sizes.steps:
             cycle.enter(Stage.CHANGES)
 
     async def _changes(self, cycle: Cycle, report: ReconcileReport, keep_going: Callable[[], bool]) -> None:

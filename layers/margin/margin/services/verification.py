@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from margin.domain.decimals import plain
 from margin.errors import UnknownAccountError
-from margin.ports.audit import TABLES_OF_ACCOUNTS, ChangeChain
+from margin.ports.audit import BEFORE_ALL, TABLES_OF_ACCOUNTS, ChangeChain
 from margin.services.account_story import line_of_change, line_of_event
-from margin.services.audit_chain import ChainAudit
+from margin.services.audit_chain import ChainAudit, ownerless
 from margin.services.audit_changes import audit_changes, chains_of_account
-from margin.services.audit_settlement import unsound_settlement
+from margin.services.audit_settlement import unsound_settlement, unsound_step
 from margin.services.reconcile import PAGE_SIZES, PageSizes
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from margin.services.account_story import StoryLine
 
 _FIRST_N = -(2**63)
-_ACCOUNTS_PER_WALK = 1000
 STORY_CHANGES_MAX = 10_000
 """How many switches and rebuilds of one account a story tells at most: they are held in memory, its events are not."""
 
@@ -78,7 +77,7 @@ class VerificationService:
         keep_going: Callable[[], bool] = lambda: True,
         progress: Callable[[VerificationReport], None] = lambda _report: None,
     ) -> VerificationReport:
-        """Verify an account with its switches and rebuilds, or all accounts, the ledger, shortfalls and all changes.
+        """Verify an account with its switches and rebuilds, or all accounts, the ledger, settlements and all changes.
 
         Parameters
         ----------
@@ -107,6 +106,7 @@ class VerificationService:
                 and await self._strangers(run)
                 and await self._ledger(run)
                 and await self._settlements(run)
+                and await self._steps(run)
                 and await self._changes(run)
             )
         run.report.complete = done
@@ -149,7 +149,7 @@ class VerificationService:
         return done
 
     async def _accounts(self, run: _Run) -> bool:
-        after, last = 0, await self._history.last_account()
+        after, last = BEFORE_ALL, await self._history.last_account()
         while page := await self._history.accounts(after, last, self._sizes.accounts):
             if not await self._chains(list(page), run):
                 return False
@@ -191,22 +191,21 @@ class VerificationService:
     async def _strangers(self, run: _Run, account_id: int | None = None) -> bool:
         """Find rows of accounts that have none in accounts: whoever took that away may have left the others."""
         for table in TABLES_OF_ACCOUNTS:
-            after: int | None = 0 if account_id is None else account_id - 1
+            after: int | None = BEFORE_ALL if account_id is None else account_id - 1
             while after is not None:
                 if not run.goes_on():
                     return False
-                limit = _ACCOUNTS_PER_WALK if account_id is None else 1
+                limit = self._sizes.strangers if account_id is None else 1
                 after, strangers = await self._history.strangers(table, after, limit)
                 for stranger in strangers:
                     if account_id in {None, stranger}:
-                        what = f"rows in {table} are of an account that has none in accounts"
-                        run.broken(Break(f"account {stranger}", what, "a row in accounts", "none", stranger))
+                        run.of_account(stranger, ownerless(table))
                 if account_id is not None:
                     break
         return True
 
     async def _ledger(self, run: _Run) -> bool:
-        place, total = (0, 0, 0), Decimal(0)
+        place, total = (BEFORE_ALL, 0, 0), Decimal(0)
         while run.goes_on():
             page = await self._history.ledger(place, total, self._sizes.ledger_lines)
             total = page.total
@@ -219,7 +218,7 @@ class VerificationService:
         return False
 
     async def _settlements(self, run: _Run) -> bool:
-        place = (0, 0)
+        place = (BEFORE_ALL, 0)
         while run.goes_on():
             page = await self._history.settlements(place, self._sizes.settlements)
             for settled in page:
@@ -227,6 +226,18 @@ class VerificationService:
                     run.of_account(settled.account_id, mismatch)
                 place = (settled.account_id, settled.liquidation_id)
             if len(page) < self._sizes.settlements:
+                return True
+        return False
+
+    async def _steps(self, run: _Run) -> bool:
+        after_id = BEFORE_ALL
+        while run.goes_on():
+            page = await self._history.steps(after_id, self._sizes.steps)
+            for step in page:
+                for mismatch in unsound_step(step):
+                    run.of_account(step.account_id, mismatch)
+                after_id = step.id
+            if len(page) < self._sizes.steps:
                 return True
         return False
 
