@@ -11,7 +11,7 @@ import urllib.request
 from typing import Any
 
 from functions_password import set_functions_password
-from margin.caller import Caller, operator
+from margin.caller import Caller, deployment, operator
 from margin.errors import StateNotLoadedError
 from margin.lambda_entry import event_handler
 from margin.observability import logger
@@ -40,7 +40,8 @@ async def run(event: dict[str, Any]) -> dict[str, Any]:
         return await execute(str(event.get("command", "migrate")), operator(f"request {logger.get_correlation_id()}"))
     try:
         # Nothing is taken back when the stack goes: history outlives it.
-        data = {} if event["RequestType"] == "Delete" else await execute("migrate", _deployment(event))
+        caller = deployment(f"request {event['RequestId']}")
+        data = {} if event["RequestType"] == "Delete" else await execute("migrate", caller)
     except Exception as error:
         answer(event, "FAILED", reason=f"{type(error).__name__}: {error}")
         raise
@@ -64,10 +65,6 @@ async def execute(command: str, caller: Caller) -> dict[str, Any]:
         data["state"] = NOT_LOADED.format(function=settings.aws_lambda_function_name or "FUNCTION")
         logger.warning("state_not_loaded", hint=data["state"])
     return data
-
-
-def _deployment(event: dict[str, Any]) -> Caller:
-    return Caller(subject=f"deployment:request {event['RequestId']}", source_ip=None)
 
 
 def answer(event: dict[str, Any], status: str, *, reason: str = "", data: dict[str, Any] | None = None) -> None:

@@ -6,14 +6,16 @@ For an operator: {"command": "verify", "account_id": 42} verifies the history of
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from margin.errors import InvalidRequestError, MarginError
 from margin.lambda_entry import event_handler
 from margin.observability import GaugeName, logger, measure
 from margin.runtime import engine
-from margin.services.verification import Break
 from margin.time_budget import remaining_s
+
+if TYPE_CHECKING:
+    from margin.services.verification import Break
 
 RESERVE_S = 15.0
 """Time that one page may still take; with less left the run stops and the next one goes on."""

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from margin_local.supply_chain import advisories, audit
-from margin_local.supply_chain.acceptances import AcceptanceError, read_acceptances
+from margin_local.supply_chain.acceptances import read_acceptances
+from margin_local.supply_chain.entries import ListError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,7 +154,7 @@ def test_an_acceptance_of_something_else_covers_nothing(
 )
 def test_an_acceptance_without_a_reason_or_a_near_end_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     _, path = accepting(tmp_path, **changes)
-    with pytest.raises(AcceptanceError):
+    with pytest.raises(ListError):
         read_acceptances(Path(path), TODAY)
     assert audit.main(["--accepted", path]) == 2
 

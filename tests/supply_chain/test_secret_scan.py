@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from margin_local.supply_chain.entries import ListError
 from margin_local.supply_chain.locks import ROOT, locks
 from margin_local.supply_chain.secret_scan import (
     ALLOWED,
     UNREADABLE,
     Allowance,
     Finding,
-    ListError,
     files_of_the_repository,
     locks_of_the_script,
     main,

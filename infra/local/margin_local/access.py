@@ -6,10 +6,9 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
-from margin.config import AUTH_OFF, SettingError
+from margin.config import AUTH_OFF, SettingError, is_loopback
 from margin.errors import ForbiddenError
 from margin.http.authentication import anyone
-from margin_local.loopback import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -17,7 +17,8 @@ ALL_ACCOUNTS = "*"
 SUBJECT_LENGTH_MAX = 256
 
 _ACCOUNT_ID = re.compile(r"[1-9][0-9]{0,18}")
-_RESERVED = re.compile(r"engine|operator:.*|deployment:.*", re.IGNORECASE)
+_ENGINE, _OPERATOR, _DEPLOYMENT = "engine", "operator:", "deployment:"
+_RESERVED = re.compile(f"{_ENGINE}|(?:{_OPERATOR}|{_DEPLOYMENT}).*", re.IGNORECASE)
 
 
 @unique
@@ -64,15 +65,20 @@ class Caller:
 
 
 NOBODY = Caller(subject=None, source_ip=None)
-ENGINE = Caller(subject="engine", source_ip=None)
+ENGINE = Caller(subject=_ENGINE, source_ip=None)
 
 
 def operator(name: str) -> Caller:
     """Return the caller of a command that comes with no token: past the API, from whoever may run it.
 
-    The engine and operators have no address, and whoever has a token has one, so no token's subject passes for theirs.
+    Such subjects have no address, and none of a token is taken that looks like one.
     """
-    return Caller(subject=f"operator:{name}", source_ip=None)
+    return Caller(subject=f"{_OPERATOR}{name}", source_ip=None)
+
+
+def deployment(name: str) -> Caller:
+    """Return the caller of what a deployment does by itself."""
+    return Caller(subject=f"{_DEPLOYMENT}{name}", source_ip=None)
 
 
 def anyone(source_ip: str | None) -> Caller:

@@ -7,6 +7,7 @@ variable.
 from __future__ import annotations
 
 import dataclasses
+import re
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ _DAYS_MAX = 36_500
 _LEEWAY_S_MAX = 300
 _RATE_MAX = 1_000_000
 
+_LOOPBACK = re.compile(r"127(\.(25[0-5]|2[0-4][0-9]|1?[0-9]{1,2})){3}")
 _SSLMODES = ("disable", "prefer", "require", "verify-ca", "verify-full")
 _ASKS_AUTHORITIES = ("verify-ca", "verify-full")
 
@@ -156,14 +158,20 @@ def _wrong_tls(settings: Settings) -> Iterator[str]:
         yield "POSTGRES_SSLMODE must be verify-full: POSTGRES_SSLROOTCERT names authorities that are not asked"
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host; of names, only ``localhost`` is known to be one.
+
+    Examples
+    --------
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "127.example.com")]
+    [True, True, True, False, False]
+    """
+    return host in {"localhost", "::1"} or _LOOPBACK.fullmatch(host) is not None
+
+
 def _is_this_machine(host: str) -> bool:
-    """Whether what is sent there stays here: an address or a name of the loopback, or the folder of a socket."""
-    return host in {"localhost", "::1"} or host.startswith("/") or _is_loopback_address(host)
-
-
-def _is_loopback_address(host: str) -> bool:
-    # A name can begin with 127 as well.
-    return host.startswith("127.") and host.replace(".", "").isdecimal()
+    """Whether what is sent there stays here: on the loopback, or in the folder of a socket."""
+    return is_loopback(host) or host.startswith("/")
 
 
 def _wrong_numbers(settings: Settings) -> Iterator[str]:

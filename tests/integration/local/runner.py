@@ -44,6 +44,20 @@ class Answer:
         return json.loads(self.text)
 
 
+def start_command(module: str, directory: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a command of the project in a directory, as make does, its output and its errors to be read."""
+    given = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=directory,
+        env={**given, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 class Runner:
     """One run of the local engine; PORT=0 unless told otherwise, so that no two tests meet on a port."""
 

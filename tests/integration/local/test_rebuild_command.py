@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +16,7 @@ from redis.retry import Retry
 
 from margin_local.servers import EmbeddedPostgres, EmbeddedServerError, EmbeddedValkey
 from tests.integration.local.conftest import Kind, has_ended
-from tests.integration.local.runner import descendants, home, poll, running
+from tests.integration.local.runner import descendants, home, poll, running, start_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,27 +24,14 @@ if TYPE_CHECKING:
 
     from tests.integration.local.conftest import Launcher
 
-_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "VALKEY_BIN", "PG_BIN")
+_COMMAND = "margin_local.rebuild"
 _TIMEOUT_S = 60
 MANY = 3000
 VERY_MANY = 20_000
 
 
-def _start(directory: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    given = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return subprocess.Popen(
-        [sys.executable, "-m", "margin_local.rebuild", *arguments],
-        cwd=directory,
-        env={**given, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def _rebuild(directory: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
-    with _start(directory, *arguments, **environment) as process:
+    with start_command(_COMMAND, directory, *arguments, **environment) as process:
         output, errors = process.communicate(timeout=_TIMEOUT_S)
     return process.returncode, output, errors
 
@@ -161,7 +145,7 @@ def test_state_of_an_engine_that_does_not_run_is_rebuilt_and_nothing_is_left_run
 
 def _interrupted(directory: Path, number: signal.Signals, **environment: str) -> dict[str, Any]:
     """Rebuild, and stop that when the first accounts are done; the report."""
-    with _start(directory, "--all", **environment) as process:
+    with start_command(_COMMAND, directory, "--all", **environment) as process:
         poll(lambda: _reached(directory) > 0, 30)
         children = descendants(process.pid)
         process.send_signal(number)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -15,33 +12,20 @@ import pytest
 
 from margin_local.servers import EmbeddedPostgres
 from tests.database import PAST_THE_GUARD
-from tests.integration.local.runner import home, running
+from tests.integration.local.runner import home, running, start_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "VALKEY_BIN", "PG_BIN")
+_COMMAND = "margin_local.verify"
 _TIMEOUT_S = 60
 MANY = 5000
 CLEAN = re.compile(r"verified (\d+) events of (\d+) accounts, (\d+) changes: no break")
 
 
-def _start(directory: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    given = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return subprocess.Popen(
-        [sys.executable, "-m", "margin_local.verify", *arguments],
-        cwd=directory,
-        env={**given, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def _verify(directory: Path, *arguments: str, **environment: str) -> tuple[int, list[str], str]:
-    with _start(directory, *arguments, **environment) as process:
+    with start_command(_COMMAND, directory, *arguments, **environment) as process:
         output, errors = process.communicate(timeout=_TIMEOUT_S)
     return process.returncode, output.splitlines(), errors
 
@@ -181,7 +165,7 @@ def test_signal_stops_it_before_the_end(traded: Path, server: EmbeddedPostgres) 
             [999 + MANY],
         )
         try:
-            with _start(traded) as process:
+            with start_command(_COMMAND, traded) as process:
                 assert process.stdout is not None
                 assert process.stdout.readline().startswith("BREAK account 1000, event 1: event 1 is missing")
                 process.send_signal(signal.SIGINT)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import tomllib
 from typing import TYPE_CHECKING, Any
 
 from packaging.utils import canonicalize_name
+
+from margin_local.supply_chain.entries import ListError, read_entries
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 
 DAYS_MAX = 180
 """Longer than this nobody decides ahead."""
-
-
-class AcceptanceError(Exception):
-    """The list of accepted vulnerabilities cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,26 +46,19 @@ def read_acceptances(path: Path, today: dt.date) -> list[Acceptance]:
 
     Raises
     ------
-    AcceptanceError
+    ListError
         It is no such list, an entry lacks a field or a reason, or ends further ahead than `DAYS_MAX`.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AcceptanceError(f"{path.name} cannot be read: {error}") from error
-    entries = document.pop("accepted", [])
-    if document or not isinstance(entries, list):
-        raise AcceptanceError(f"{path.name} holds something else than entries [[accepted]].")
-    return [_read(entry, f"{path.name}, entry {number}", today) for number, entry in enumerate(entries, start=1)]
+    return [_read(entry, place, today) for place, entry in read_entries(path, "accepted")]
 
 
 def _read(entry: Any, place: str, today: dt.date) -> Acceptance:
     fields = {"id": str, "package": str, "reason": str, "expires": dt.date}
     if not isinstance(entry, dict) or entry.keys() != fields.keys():
-        raise AcceptanceError(f"{place} must have exactly: {', '.join(fields)}.")
+        raise ListError(f"{place} must have exactly: {', '.join(fields)}.")
     for name, kind in fields.items():
         if type(entry[name]) is not kind or not entry[name] or (kind is str and not entry[name].strip()):
-            raise AcceptanceError(f"{place}: {name} must be {'a date' if kind is dt.date else 'a text'}.")
+            raise ListError(f"{place}: {name} must be {'a date' if kind is dt.date else 'a text'}.")
     if entry["expires"] > today + dt.timedelta(days=DAYS_MAX):
-        raise AcceptanceError(f"{place} ends more than {DAYS_MAX} days ahead: decide again before that.")
+        raise ListError(f"{place} ends more than {DAYS_MAX} days ahead: decide again before that.")
     return Acceptance(entry["id"], canonicalize_name(entry["package"]), entry["reason"], entry["expires"])

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from margin_local.supply_chain import advisories
-from margin_local.supply_chain.acceptances import AcceptanceError, read_acceptances
+from margin_local.supply_chain.acceptances import read_acceptances
+from margin_local.supply_chain.entries import ListError
 from margin_local.supply_chain.locks import ROOT, locks, pinned
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     holders = pinned(options.locks or locks())
     try:
         accepted = read_acceptances(options.accepted, today)
-    except AcceptanceError as error:
+    except ListError as error:
         print(f"audit: {error}", file=sys.stderr)
         return BAD_LIST
     try:

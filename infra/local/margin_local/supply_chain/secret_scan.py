@@ -17,7 +17,6 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +24,12 @@ from detect_secrets.core.secrets_collection import SecretsCollection
 from detect_secrets.filters.heuristic import is_non_text_file
 from detect_secrets.settings import transient_settings
 
+from margin_local.supply_chain.entries import ListError, read_entries
 from margin_local.supply_chain.locks import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
+
 CLEAN, FOUND, BAD_LIST = 0, 1, 2
 ALLOWED = ROOT / "infra" / "local" / "allowed-strings.toml"
 DOCUMENT = ROOT / "functions" / "status" / "openapi.json"
@@ -43,13 +44,9 @@ _FILTERS = (
     *("is_likely_id_string", "is_not_alphanumeric_string", "is_potential_uuid"),
     *("is_prefixed_with_dollar_sign", "is_sequential_string", "is_templated_secret"),
 )
-# May be allowed in whole folders; what the others find looks like nothing but a secret.
 UNREADABLE = "Unreadable File"
+# May be allowed in whole folders; what the others find looks like nothing but a secret.
 _GUESSES = {"Secret Keyword", "Base64 High Entropy String", "Hex High Entropy String"}
-
-
-class ListError(Exception):
-    """The list of allowed strings cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
@@ -94,14 +91,7 @@ def read_allowances(path: Path) -> list[Allowance]:
     ------
     ListError
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ListError(f"{path.name} cannot be read: {error}") from error
-    entries = document.pop("allowed", [])
-    if document or not isinstance(entries, list):
-        raise ListError(f"{path.name} holds something else than entries [[allowed]].")
-    return [_read(entry, f"{path.name}, entry {number}") for number, entry in enumerate(entries, start=1)]
+    return [_read(entry, place) for place, entry in read_entries(path, "allowed")]
 
 
 def _read(entry: Any, place: str) -> Allowance:

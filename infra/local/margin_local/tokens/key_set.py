@@ -18,10 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import RSAAlgorithm
 from jwt.exceptions import InvalidKeyError
 
-from margin.config import SettingError
+from margin.config import SettingError, is_loopback
 from margin.errors import UnavailableError
 from margin.observability import logger
-from margin_local.loopback import is_loopback
 from margin_local.tokens.verification import ALGORITHMS
 
 if TYPE_CHECKING:

@@ -23,10 +23,11 @@ from enum import Enum, unique
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
 from margin.errors import ForbiddenError, UnknownAccountError
+from margin.http.authentication import present_caller
 from margin.http.wire import ACCOUNT_NUMBER
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from margin.caller import Caller, Scope
 
@@ -94,34 +95,22 @@ class Access:
 
 def of_account(*scopes: Scope) -> Callable[[Endpoint], Endpoint]:
     """Declare an operation on the account that the parameter or the body's field ``account_id`` names."""
-    return _declaring(Access(scopes, Reach.ACCOUNT))
+    return _declaring(scopes, Reach.ACCOUNT)
 
 
 def of_all_accounts(*scopes: Scope) -> Callable[[Endpoint], Endpoint]:
     """Declare an operation that shows or changes all accounts."""
-    return _declaring(Access(scopes, Reach.ALL_ACCOUNTS))
+    return _declaring(scopes, Reach.ALL_ACCOUNTS)
 
 
 def of_market(*scopes: Scope) -> Callable[[Endpoint], Endpoint]:
     """Declare an operation on the market alone."""
-    return _declaring(Access(scopes, Reach.MARKET))
+    return _declaring(scopes, Reach.MARKET)
 
 
 def open_to_all(endpoint: Endpoint) -> Endpoint:
     """Declare an operation that needs no token."""
     return _declare(endpoint, Access((), Reach.MARKET))
-
-
-def _declaring(access: Access) -> Callable[[Endpoint], Endpoint]:
-    if not access.scopes:
-        message = "name the scopes that allow the operation, or say @open_to_all"
-        raise TypeError(message)
-    return functools.partial(_declare, access=access)
-
-
-def _declare(endpoint: Endpoint, access: Access) -> Endpoint:
-    setattr(endpoint, _ATTRIBUTE, access)
-    return endpoint
 
 
 def access_of(endpoint: Callable[..., Any]) -> Access:
@@ -130,34 +119,47 @@ def access_of(endpoint: Callable[..., Any]) -> Access:
     Raises
     ------
     TypeError
-        It declares nothing, or it names an account and is not declared as `of_account`, or the other way round; or it
-        takes accounts in several places, or deep within a body.
+        Nothing.
     """
     access = getattr(endpoint, _ATTRIBUTE, None)
     if not isinstance(access, Access):
         message = f"{endpoint!r} does not say who may call it: see margin.http.access"
         raise TypeError(message)
-    if (_account_parameter(endpoint) is not None) is not (access.reach is Reach.ACCOUNT):
-        message = f"{endpoint!r} must be declared with @of_account if, and only if, it takes an account_id"
-        raise TypeError(message)
     return access
 
 
-def guarding_accounts(
-    endpoint: Callable[..., Awaitable[Any]], access: Access, caller_of: Callable[[], Caller]
-) -> Callable[..., Awaitable[Any]]:
-    """Return the endpoint behind a check of the account that its validated arguments name."""
-    parameter = _account_parameter(endpoint)
-    if parameter is None:
-        return endpoint
+def _declaring(scopes: tuple[Scope, ...], reach: Reach) -> Callable[[Endpoint], Endpoint]:
+    if not scopes:
+        message = "name the scopes that allow the operation, or say @open_to_all"
+        raise TypeError(message)
+    return functools.partial(_declare, access=Access(scopes, reach))
 
+
+def _declare(endpoint: Endpoint, access: Access) -> Endpoint:
+    """Note on an endpoint who may call it, behind a check of the account that it takes, where it takes one.
+
+    Raises
+    ------
+    TypeError
+        It takes an account and is not declared so, or the other way round; or it takes accounts where nobody looks.
+    """
+    parameter = _account_parameter(endpoint)
+    if (parameter is not None) is not (access.reach is Reach.ACCOUNT):
+        message = f"{endpoint!r} must be declared with @of_account if, and only if, it takes an account_id"
+        raise TypeError(message)
+    declared = endpoint if parameter is None else _checking_account(endpoint, access, parameter)
+    setattr(declared, _ATTRIBUTE, access)
+    return declared
+
+
+def _checking_account(endpoint: Endpoint, access: Access, parameter: str) -> Endpoint:
     @functools.wraps(endpoint)
-    async def guarded(**arguments: Any) -> Any:
+    async def checked(**arguments: Any) -> Any:
         value = arguments[parameter]
-        access.require_account(caller_of(), value if parameter == _ACCOUNT else value.account_id)
+        access.require_account(present_caller.get(), value if parameter == _ACCOUNT else value.account_id)
         return await endpoint(**arguments)
 
-    return guarded
+    return checked  # type: ignore[return-value]  # its signature is the endpoint's
 
 
 def _account_parameter(endpoint: Callable[..., Any]) -> str | None:

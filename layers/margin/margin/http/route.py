@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 
 from margin import exact_json
 from margin.errors import ForbiddenError, InvalidRequestError, UnauthenticatedError, UnknownAccountError
-from margin.http.access import Reach, access_of, guarding_accounts
+from margin.http.access import Reach, access_of
 from margin.http.authentication import present_caller
 from margin.http.problem import BodyTooLargeError, UnsupportedMediaTypeError, problems
 from margin.observability import logger
@@ -53,7 +53,7 @@ class ExactRoute(APIRoute):
         self.access = access_of(endpoint)
         if not self.access.is_open:
             options["openapi_extra"] = {"security": [{SECURITY_SCHEME: [scope]} for scope in self.access.scopes]}
-        super().__init__(path, guarding_accounts(endpoint, self.access, present_caller.get), **options)
+        super().__init__(path, endpoint, **options)
         documented = problems(InvalidRequestError)
         if not self.access.is_open:
             documented |= problems(UnauthenticatedError, ForbiddenError)

@@ -100,7 +100,7 @@ class MarkPriceService:
         set_aside = {update.symbol: update.set_aside for update in answered if update.set_aside is not None}
         updates = [update for update in answered if update.set_aside is None or update.set_aside.moved_mark]
         count(MetricName.MARK_PRICES, len(updates))
-        _report(set_aside, prices, sources or {}, caller)
+        _report(set_aside, prices, sources or {})
         attended = await self._crossed.attend(updates)
         by_symbol = {update.symbol: update.crossed_count for update in answered}
         if updates:
@@ -109,15 +109,11 @@ class MarkPriceService:
                 stamps_us={update.symbol: update.stamp_us for update in updates},
                 at_risk=by_symbol,
                 liquidated=len(attended.liquidated),
-                subject=caller.subject,
-                source_ip=caller.source_ip,
             )
         return MarkOutcome(attended.at_risk, attended.liquidated, by_symbol, set_aside)
 
 
-def _report(
-    set_aside: Mapping[str, SetAside], prices: Mapping[str, Decimal], sources: Mapping[str, str], caller: Caller
-) -> None:
+def _report(set_aside: Mapping[str, SetAside], prices: Mapping[str, Decimal], sources: Mapping[str, str]) -> None:
     for symbol, aside in set_aside.items():
         logger.warning(
             "mark_price_set_aside",
@@ -126,8 +122,6 @@ def _report(
             mark_price=plain(aside.mark_price),
             jump_max=plain(aside.jump_max),
             source=sources.get(symbol),
-            subject=caller.subject,
-            source_ip=caller.source_ip,
         )
     if set_aside:
         count(MetricName.MARK_PRICES_SET_ASIDE, len(set_aside))
